@@ -1,1 +1,5 @@
-fn main() {}
+//! The `cynai` binary: everything is in the library.
+
+fn main() -> std::process::ExitCode {
+    cynai::cli::main()
+}

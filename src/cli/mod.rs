@@ -1,1 +1,53 @@
-//! `cli`.
+//! The command line: one file for each command family.
+//!
+//! A command parses its arguments, calls one entry point of the library or the REST API, and prints.
+//! Exit codes: 0 it worked, 1 it failed (the reason is on stderr), 2 the arguments are wrong.
+//!
+//! **Invariant:** only this folder prints.
+
+mod worker;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Runs work as checkpointed state graphs stored in PostgreSQL.
+#[derive(Debug, Parser)]
+#[command(name = "cynai", version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the agent of a worker machine: accepts jobs and runs them in sandboxes.
+    Worker(worker::WorkerArgs),
+}
+
+/// Parses the process's arguments, runs the command, and says how it ended.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // reqwest is built without a TLS provider of its own; a second installation is harmless.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(err) => return failed(&anyhow::Error::new(err).context("could not start the runtime")),
+    };
+    let result = runtime.block_on(async {
+        match cli.command {
+            Command::Worker(args) => worker::run(args).await,
+        }
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) => failed(&err),
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "the one place that reports a command's failure")]
+fn failed(err: &anyhow::Error) -> ExitCode {
+    eprintln!("error: {err:#}");
+    ExitCode::FAILURE
+}
