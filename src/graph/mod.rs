@@ -1,1 +1,6 @@
-//! `graph`.
+//! The engine, pure: graph files, their checks, expressions, channels, supersteps, checkpoints.
+//!
+//! **Invariant:** no clock, no SQL, no HTTP, no randomness: a superstep is a function of a checkpoint and writes.
+
+pub mod model;
+pub mod value;
