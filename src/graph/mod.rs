@@ -2,5 +2,9 @@
 //!
 //! **Invariant:** no clock, no SQL, no HTTP, no randomness: a superstep is a function of a checkpoint and writes.
 
+pub mod channel;
+pub mod checkpoint;
+pub mod exec;
 pub mod model;
+pub mod step;
 pub mod value;
