@@ -2,5 +2,8 @@
 //!
 //! **Invariant:** no clock, no SQL, no HTTP, no randomness: a superstep is a function of a checkpoint and writes.
 
+pub mod definition;
+pub mod expr;
 pub mod model;
+pub mod names;
 pub mod value;
