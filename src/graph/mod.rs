@@ -4,7 +4,10 @@
 
 pub mod channel;
 pub mod checkpoint;
+pub mod definition;
 pub mod exec;
+pub mod expr;
 pub mod model;
+pub mod names;
 pub mod step;
 pub mod value;
