@@ -1,1 +1,120 @@
-//! `services`.
+//! Every operation, once: authorize, decide, write.
+//!
+//! REST handlers, MCP tools and graph nodes are three doors to this room: rules, ownership and limits
+//! live here only. Every operation takes the [`api::Actor`] that asks, and every query is scoped by it.
+//!
+//! **Invariant:** nothing here advances a run: operations record intent, the driver moves runs.
+
+pub mod access;
+pub mod api;
+pub mod assistants;
+pub mod catalog;
+pub mod error;
+pub mod runs;
+pub mod state;
+pub mod stream;
+pub mod threads;
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use sqlx::PgPool;
+
+use crate::clock::Clock;
+
+use access::TokenCache;
+use catalog::GraphCatalog;
+use stream::Hub;
+
+/// The operations. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Services(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    pool: PgPool,
+    clock: Arc<dyn Clock>,
+    limits: ServiceLimits,
+    graphs: RwLock<Arc<GraphCatalog>>,
+    hub: Hub,
+    tokens: TokenCache,
+}
+
+/// Bounds that an operator may change.
+#[derive(Debug, Clone)]
+pub struct ServiceLimits {
+    /// Bytes of the JSON text of a run's input or command, or of a state update.
+    pub input_bytes: usize,
+    /// Bytes of the JSON text of any `metadata`, `config` or `context`.
+    pub metadata_bytes: usize,
+    /// Rows that one list may ask for.
+    pub page: u32,
+    /// Runs of one thread that have not ended.
+    pub runs_per_thread: u32,
+    /// Tokens of one user that are not revoked.
+    pub tokens_per_user: u32,
+    /// Named events of one thread that nobody has waited for yet.
+    pub events_per_thread: u32,
+    /// Streams of this process that are open at once.
+    pub streams: usize,
+}
+
+impl Default for ServiceLimits {
+    fn default() -> Self {
+        Self {
+            input_bytes: 8 << 20,
+            metadata_bytes: 64 << 10,
+            page: 1000,
+            runs_per_thread: 1000,
+            tokens_per_user: 1000,
+            events_per_thread: 10_000,
+            streams: 10_000,
+        }
+    }
+}
+
+impl Services {
+    /// Operations on the database behind `pool`, with no graph loaded yet.
+    #[must_use]
+    pub fn new(pool: PgPool, clock: Arc<dyn Clock>, limits: ServiceLimits) -> Self {
+        Self(Arc::new(Inner {
+            pool,
+            clock,
+            limits,
+            graphs: RwLock::default(),
+            hub: Hub::default(),
+            tokens: TokenCache::default(),
+        }))
+    }
+
+    /// The graphs that new runs may start, as loaded now.
+    #[must_use]
+    pub fn graphs(&self) -> Arc<GraphCatalog> {
+        Arc::clone(&self.0.graphs.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn set_graphs(&self, catalog: GraphCatalog) {
+        *self.0.graphs.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(catalog);
+    }
+
+    /// The bounds in force.
+    #[must_use]
+    pub fn limits(&self) -> &ServiceLimits {
+        &self.0.limits
+    }
+
+    /// The clock for what is only recorded.
+    #[must_use]
+    pub fn clock(&self) -> &dyn Clock {
+        &*self.0.clock
+    }
+
+    /// What wakes streams and waiters of this process early.
+    #[must_use]
+    pub fn hub(&self) -> &Hub {
+        &self.0.hub
+    }
+
+    fn pool(&self) -> &PgPool {
+        &self.0.pool
+    }
+}
