@@ -522,7 +522,6 @@ impl<'a> Decoder<'a> {
         for segment in refs {
             self.steps.push(Step::SegmentFrom(channel, position_of(segment)?));
         }
-        *self.homes.at(channel) = Home::Segments { covered: 0, list };
         Ok(())
     }
 
