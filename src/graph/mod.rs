@@ -2,6 +2,8 @@
 //!
 //! **Invariant:** no clock, no SQL, no HTTP, no randomness: a superstep is a function of a checkpoint and writes.
 
+pub mod check;
+pub mod compile;
 pub mod definition;
 pub mod expr;
 pub mod model;
