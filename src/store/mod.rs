@@ -11,6 +11,7 @@ pub mod checkpointer;
 pub mod checkpoints;
 pub mod commit;
 pub mod crash;
+pub mod embedded;
 pub mod pending;
 pub mod queue;
 pub mod runs;
