@@ -379,6 +379,8 @@ pub struct SearchThreads {
     pub sort_by: ThreadSort,
     /// Smallest first.
     pub ascending: bool,
+    /// Whether the views carry their values: without, none are read.
+    pub with_values: bool,
 }
 
 words! {
@@ -402,7 +404,7 @@ words! {
 pub struct Page<T> {
     /// The rows that were asked for.
     pub items: Vec<T>,
-    /// How many there are in all.
+    /// How many there are at least: exact on the last page, one more than seen before it.
     pub total: u64,
     /// The offset of the next part; `None` on the last one.
     pub next: Option<u64>,

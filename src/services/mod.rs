@@ -9,6 +9,8 @@ pub mod access;
 pub mod api;
 pub mod assistants;
 pub mod catalog;
+mod checks;
+pub mod drawing;
 pub mod error;
 pub mod runs;
 pub mod state;
