@@ -9,6 +9,7 @@ pub mod compile;
 pub mod definition;
 pub mod exec;
 pub mod expr;
+pub mod input;
 pub mod model;
 pub mod names;
 pub mod step;

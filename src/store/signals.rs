@@ -206,7 +206,7 @@ async fn notify(pool: &PgPool, payload: &str) -> Result<(), sqlx::Error> {
         CHANNEL,
         payload
     )
-    .execute(pool)
+    .fetch_one(pool)
     .await?;
     Ok(())
 }
