@@ -8,7 +8,6 @@
 //! **Invariant:** knows no HTTP; and only what it holds a grant for does it move.
 
 mod advance;
-mod graphs;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,16 +15,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use sqlx::PgPool;
+use sqlx::{Acquire, PgPool};
 use tokio::sync::{Semaphore, broadcast};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-pub use graphs::Graphs;
-
 use crate::graph::exec::NodeSource;
 use crate::ids::{InstanceId, RunId};
 use crate::store::commit::Committer;
+use crate::store::graphs::Graphs;
 use crate::store::queue::{self, Grant};
 use crate::store::signals::Signals;
 use crate::store::{StoreError, crash};
@@ -314,8 +312,14 @@ impl Driver {
 
     async fn recover(&self) {
         let result = async {
-            let mut db = self.shared.pool.acquire().await?;
-            queue::recover(&mut db, PROMOTE).await
+            let mut tx = self.shared.pool.begin().await?;
+            let freed = queue::recover(&mut tx, PROMOTE).await?;
+            if freed.is_empty() {
+                tx.rollback().await?;
+            } else {
+                crash::commit(tx, "recover").await?;
+            }
+            Ok::<_, StoreError>(freed)
         };
         match result.await {
             Ok(freed) if freed.is_empty() => {}
@@ -364,9 +368,13 @@ impl Driver {
     }
 
     async fn claim(&self, db: &mut sqlx::PgConnection, epoch: i64, limit: i64, suspects: bool) -> Result<Vec<Grant>, StoreError> {
-        crash::before("claim");
-        let grants = queue::claim(db, self.shared.config.instance, epoch, limit, suspects).await?;
-        crash::after("claim");
+        let mut tx = db.begin().await?;
+        let grants = queue::claim(&mut tx, self.shared.config.instance, epoch, limit, suspects).await?;
+        if grants.is_empty() {
+            tx.rollback().await?;
+        } else {
+            crash::commit(tx, "claim").await?;
+        }
         Ok(grants)
     }
 

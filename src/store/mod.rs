@@ -12,6 +12,8 @@ pub mod checkpoints;
 pub mod commit;
 pub mod crash;
 pub mod embedded;
+pub mod graphs;
+pub mod jobs;
 pub mod pending;
 pub mod queue;
 pub mod runs;
