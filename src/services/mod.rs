@@ -12,6 +12,7 @@ pub mod catalog;
 mod checks;
 pub mod drawing;
 pub mod error;
+mod health;
 pub mod runs;
 pub mod state;
 pub mod stream;

@@ -7,6 +7,7 @@
 
 pub mod access;
 pub mod assistants;
+pub mod health;
 pub mod status;
 pub mod threads;
 
