@@ -247,7 +247,7 @@ async fn open_stream(
     let guard = gateway.0.disconnects.guard(cancel, actor, key, &closing);
     let items = gateway.services().stream_run(actor, key, request).await?;
     let heartbeat = gateway.config().heartbeat;
-    Ok(sse::response(run, Streaming { items, guard, closing, heartbeat, slot }))
+    Ok(sse::response(run, Streaming { items, guard, closing, heartbeat, _slot: slot }))
 }
 
 /// Waits for the values of a run that exists.
@@ -263,7 +263,7 @@ pub(super) async fn wait_for(
     let (services, actor) = (gateway.services().clone(), actor.clone());
     let answer = Box::pin(async move { services.wait_run(&actor, key).await });
     let heartbeat = gateway.config().heartbeat;
-    wait::response(Waiting { answer, guard, closing, heartbeat, slot }).await
+    wait::response(Waiting { answer, guard, closing, heartbeat, _slot: slot }).await
 }
 
 /// Cancels a run.

@@ -34,7 +34,7 @@ pub(super) struct Streaming {
     /// Time between two signs of life.
     pub(super) heartbeat: Duration,
     /// This stream's part of the limit.
-    pub(super) slot: Slot,
+    pub(super) _slot: Slot,
 }
 
 /// One of a limited number of open streams and waits.

@@ -5,7 +5,6 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
-use serde_json::Value;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -252,7 +251,7 @@ async fn join_one(
 #[utoipa::path(post, path = "/runs/{run_id}/cancel", tag = "stateless runs",
     params(("run_id" = uuid::Uuid, Path), ("wait" = Option<bool>, Query),
            ("action" = Option<CancelAction>, Query), ("reason" = Option<String>, Query)),
-    responses((status = 202), (status = 200, body = Value)))]
+    responses((status = 202), (status = 200, body = Object)))]
 async fn cancel(
     State(gateway): State<Gateway>,
     Caller(actor): Caller,

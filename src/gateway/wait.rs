@@ -33,7 +33,7 @@ pub(super) struct Waiting {
     /// Time between two signs of life.
     pub(super) heartbeat: std::time::Duration,
     /// This wait's part of the limit.
-    pub(super) slot: Slot,
+    pub(super) _slot: Slot,
 }
 
 /// Waits, with the run's values as the response's body.
