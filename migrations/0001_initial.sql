@@ -99,6 +99,7 @@ create table runs (
   multitask_strategy text not null default 'enqueue'
                      check (multitask_strategy in ('reject', 'interrupt', 'rollback', 'enqueue')),
   priority           int not null default 0,
+  not_before         timestamptz,               -- a delayed start
   input              bytea,                     -- JSON, applied when the run begins
   command            bytea,                     -- JSON of a command's update and goto, applied when the run begins
   fork_branch        int,                       -- where the run starts instead of the thread's head
@@ -126,6 +127,7 @@ create table heads (
   thread_id   uuid not null,
   fence       bigint not null default 0,
   seq         bigint not null default -1,       -- the root namespace's last checkpoint; -1: not begun
+  first_seq   bigint not null default -1,       -- its input checkpoint
   wake        bigint not null default 0,        -- grows when something arrives from outside
   epoch       bigint,
   instance_id uuid,

@@ -2,5 +2,14 @@
 //!
 //! **Invariant:** no clock, no SQL, no HTTP, no randomness: a superstep is a function of a checkpoint and writes.
 
+pub mod channel;
+pub mod check;
+pub mod checkpoint;
+pub mod compile;
+pub mod definition;
+pub mod exec;
+pub mod expr;
 pub mod model;
+pub mod names;
+pub mod step;
 pub mod value;

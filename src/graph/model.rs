@@ -22,7 +22,7 @@ pub struct GraphHash(pub [u8; 32]);
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct ChannelIndex(pub u32);
 
-/// Position of a node in [`Graph::nodes`], which is the order of the file.
+/// Position of a node in [`Graph::nodes`], which is the order of the names.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct NodeIndex(pub u32);
 
@@ -39,9 +39,9 @@ pub struct Graph {
     pub hash: GraphHash,
     /// The file that this was compiled from; its canonical JSON is what is stored.
     pub file: Arc<GraphFile>,
-    /// State slots in the order of the file.
+    /// State slots in the order of their names.
     pub channels: Vec<Channel>,
-    /// Nodes in the order of the file.
+    /// Nodes in the order of their names, so that a graph compiled from its stored form is the same.
     pub nodes: Vec<Node>,
     /// Barriers of several sources.
     pub joins: Vec<Join>,

@@ -7,8 +7,18 @@
 
 pub mod access;
 pub mod assistants;
+pub mod checkpointer;
+pub mod checkpoints;
+pub mod commit;
+pub mod crash;
+pub mod embedded;
 pub mod health;
+pub mod pending;
+pub mod queue;
+pub mod runs;
+pub mod signals;
 pub mod status;
+pub mod stream_events;
 pub mod threads;
 
 /// Why a statement did not do what it was for.

@@ -1,0 +1,212 @@
+//! One activation as its node's code sees it, and what that code may answer.
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::super::channel::{State, View};
+use super::super::checkpoint::{Due, StoredWait, WaitKind};
+use super::super::expr::{EvalError, Expr, Scope, Template};
+use super::super::model::{Graph, Node as NodeSpec};
+use super::super::step::{Ambient, Position, Task, error_for};
+use super::super::value::Shared;
+use crate::ids::{RunId, ThreadId};
+
+/// The most `custom` stream items that one attempt may have waiting to be written.
+const MAX_CUSTOM: usize = 1000;
+
+/// What a node's code gets.
+pub struct Activation<'a> {
+    /// The run.
+    pub run_id: RunId,
+    /// The thread.
+    pub thread_id: ThreadId,
+    /// The namespace, empty for the root.
+    pub namespace: &'a str,
+    /// The checkpoint that planned it.
+    pub planned: Position,
+    /// The activation.
+    pub task: &'a Task,
+    /// Which attempt this is; the first is 1. With the task's id it makes an idempotency key.
+    pub attempt: u32,
+    /// The node as compiled.
+    pub node: &'a NodeSpec,
+    /// What was stored when an earlier call answered [`Outcome::Wait`]; its answer, when one came.
+    pub previous: Option<&'a StoredWait>,
+    /// Where `custom` items go.
+    pub custom: &'a Custom,
+    pub(super) graph: &'a Graph,
+    pub(super) state: &'a State,
+    pub(super) ambient: &'a Ambient,
+}
+
+/// Collects what a node's code streams while it works.
+#[derive(Debug, Default)]
+pub struct Custom(Mutex<Vec<Value>>);
+
+impl Custom {
+    /// Adds an item to the run's `custom` stream. Over 1,000 unwritten items, the oldest is dropped.
+    pub fn send(&self, item: Value) {
+        let mut items = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if items.len() == MAX_CUSTOM {
+            items.remove(0);
+        }
+        items.push(item);
+    }
+
+    pub(super) fn take(&self) -> Vec<Value> {
+        std::mem::take(&mut self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+}
+
+/// What an attempt came to.
+#[derive(Debug)]
+pub enum Outcome {
+    /// It is done.
+    Done {
+        /// What `set` sees as `output`.
+        output: Value,
+        /// Updates of channels, by name, beside the node's `set`.
+        update: Vec<(String, Value)>,
+        /// Nodes to run next beside the node's edges; each is one of its `may_goto`.
+        goto: Vec<String>,
+    },
+    /// It waits; the node is called again when the wait is over.
+    Wait(Wait),
+    /// It asks a person; the node is called again with the answers so far.
+    Ask(Question),
+}
+
+impl Outcome {
+    /// Done, with `output` and nothing else.
+    #[must_use]
+    pub fn output(output: Value) -> Self {
+        Self::Done { output, update: Vec::new(), goto: Vec::new() }
+    }
+}
+
+/// What an activation waits for.
+#[derive(Debug, Clone)]
+pub struct Wait {
+    /// What kind of thing.
+    pub kind: WaitKind,
+    /// When the wait is over by itself.
+    pub due: Option<Due>,
+    /// The name of the event.
+    pub name: Option<String>,
+    /// JSON for the node's next call.
+    pub data: Option<Value>,
+    /// Whether the node's code has stored the wait itself.
+    pub stored: bool,
+}
+
+/// A question to a person.
+#[derive(Debug, Clone)]
+pub struct Question {
+    /// What the person is shown.
+    pub value: Value,
+    /// JSON Schema of an answer.
+    pub schema: Option<Value>,
+    /// How long it stands.
+    pub expires: Option<Duration>,
+}
+
+/// Why an attempt failed, and what the engine should do.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// Another attempt may succeed.
+    #[error("{message}")]
+    Retryable {
+        /// A stable word for `error.kind`.
+        kind: String,
+        /// For people.
+        message: String,
+    },
+    /// No further attempt can succeed.
+    #[error("{message}")]
+    Fatal {
+        /// A stable word for `error.kind`.
+        kind: String,
+        /// For people.
+        message: String,
+    },
+    /// The attempt did not happen, and did not fail: try again after a pause, without counting it.
+    #[error("{message}")]
+    NotStarted {
+        /// For people.
+        message: String,
+        /// How long to wait.
+        after: Duration,
+    },
+    /// The run is no longer this process's.
+    #[error("the run belongs to another process now")]
+    Fenced,
+}
+
+impl NodeError {
+    /// A failure worth another attempt.
+    #[must_use]
+    pub fn retryable(kind: &str, message: impl Into<String>) -> Self {
+        Self::Retryable { kind: kind.to_owned(), message: message.into() }
+    }
+
+    /// A failure for good.
+    #[must_use]
+    pub fn fatal(kind: &str, message: impl Into<String>) -> Self {
+        Self::Fatal { kind: kind.to_owned(), message: message.into() }
+    }
+}
+
+impl From<EvalError> for NodeError {
+    fn from(err: EvalError) -> Self {
+        Self::fatal("expression", err.to_string())
+    }
+}
+
+impl Activation<'_> {
+    /// Evaluates a template of the node in this activation's scope; `output` is not in it yet.
+    ///
+    /// # Errors
+    /// The expression failed.
+    pub fn eval(&self, template: &Template) -> Result<Value, EvalError> {
+        let vars = self.vars(None);
+        template.eval(&Scope { state: &View { graph: self.graph, state: self.state }, vars: &vars })
+    }
+
+    /// Evaluates an expression of the node in this activation's scope.
+    ///
+    /// # Errors
+    /// The expression failed.
+    pub fn eval_expr(&self, expr: &Expr) -> Result<Value, EvalError> {
+        let vars = self.vars(None);
+        expr.eval(&Scope { state: &View { graph: self.graph, state: self.state }, vars: &vars })
+    }
+
+    /// The state as the superstep began, by channel name.
+    #[must_use]
+    pub fn state(&self, channel: &str) -> Option<&Value> {
+        self.state.get(self.graph.find_channel(channel)?).map(Shared::json)
+    }
+
+    /// The answers that people gave to this activation's questions, in the order of asking.
+    #[must_use]
+    pub fn answers(&self) -> Vec<Value> {
+        let answer = self.previous.and_then(|wait| wait.answer.as_deref());
+        match answer.map(serde_json::from_slice) {
+            Some(Ok(Value::Array(answers))) => answers,
+            _ => Vec::new(),
+        }
+    }
+
+    pub(super) fn vars(&self, output: Option<Shared>) -> Vec<(&str, Shared)> {
+        let mut vars = vec![("run", self.ambient.run.clone()), ("env", self.ambient.env.clone())];
+        if let (Some(item), Some(for_each)) = (&self.task.item, &self.node.for_each) {
+            vars.push((&for_each.name, item.value.clone()));
+            vars.push(("index", Shared::new(Value::from(item.index))));
+        }
+        vars.extend(error_for(self.state, self.task.node).map(|error| ("error", error)));
+        vars.extend(output.map(|output| ("output", output)));
+        vars
+    }
+}

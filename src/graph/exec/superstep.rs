@@ -1,0 +1,928 @@
+//! One superstep in memory: start its activations, gather what they come to, store it.
+//!
+//! An activation that finishes while others still run has its result stored at once, so that a crash
+//! does not repeat it; when all finish together, their results go straight into the superstep's own
+//! commit. When every activation that is left waits, what is known is stored and the run leaves memory.
+
+use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::super::channel::{State, View, Write};
+use super::super::checkpoint::{
+    CheckpointError, Commit, Due, Restored, Source, StoredWait, StreamRow, WaitKind, WaitRow, encode,
+};
+use super::super::expr::Scope;
+use super::super::model::{Effect, Graph, Node as NodeSpec, NodeIndex, NodeKind, Retry};
+use super::super::step::{self, Failure, Finished, Planned, Task, interrupt_id};
+use super::super::value::Shared;
+use super::activation::{Activation, Custom, NodeError, Outcome, Question, Wait};
+use super::namespace::{MAX_DEPTH, Namespace};
+use super::{ExecError, Exit, Run, Waiting, control};
+
+/// How often `custom` items of an attempt under way are written.
+const CUSTOM_EVERY: Duration = Duration::from_millis(50);
+/// How long nodes that could not start wait before they are asked again, at the most.
+const MAX_NOT_STARTED: Duration = Duration::from_secs(60);
+
+/// What is stored of a finished activation.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct TaskRecord {
+    /// Updates by channel name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub w: Vec<(String, Value)>,
+    /// Nodes that its code chose.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub g: Vec<String>,
+    /// Why it failed, when its node's `on_error` is to be taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub f: Option<Failure>,
+}
+
+/// How a superstep ended.
+pub(super) enum StepEnd {
+    /// The next one can begin.
+    Next,
+    /// Nothing can go on in memory.
+    Exit(Exit),
+}
+
+#[derive(Debug)]
+enum Status {
+    Idle,
+    Running,
+    Done(TaskRecord),
+    /// Waits; its row is in `wait` until it is stored.
+    Waiting(WaitKind),
+    /// A subgraph below it waits.
+    Below(Waiting),
+}
+
+struct Slot {
+    task: Task,
+    status: Status,
+    attempt: u32,
+    previous: Option<StoredWait>,
+    /// The wait to store.
+    wait: Option<WaitRow>,
+    /// Whether its result is stored.
+    saved: bool,
+    custom: Arc<Custom>,
+}
+
+enum Event {
+    Ended(usize, Result<Outcome, NodeError>),
+    Below(usize, Result<Exit, ExecError>),
+    Saved(Result<(), CheckpointError>),
+    Tick,
+}
+
+/// The superstep's working memory.
+struct Work<'r> {
+    run: &'r Run,
+    graph: Arc<Graph>,
+    state: Arc<State>,
+    path: String,
+    planned_at: step::Position,
+    begun: bool,
+    plan: Vec<Planned>,
+    slots: Vec<Slot>,
+    running: usize,
+    futures: FuturesUnordered<BoxFuture<'r, Event>>,
+    /// Whether any wait of this superstep is stored.
+    waits_stored: bool,
+    stream: Vec<StreamRow>,
+    ticking: bool,
+}
+
+impl Run {
+    /// Runs the superstep that `ns.next` names.
+    pub(super) async fn superstep(&self, ns: &mut Namespace) -> Result<StepEnd, ExecError> {
+        let place = (self.thread_id, ns.path.as_str(), ns.position);
+        let plan = step::plan(&ns.graph, &ns.state, &self.ambient, place, &ns.next);
+        let mut work = Work::new(self, ns, plan);
+        if let Some(failure) = work.unplannable() {
+            return Ok(StepEnd::Exit(Exit::Failed(failure)));
+        }
+        let failed = work.gather().await?;
+        if let Some(failure) = failed {
+            work.flush().await?;
+            return Ok(StepEnd::Exit(Exit::Failed(failure)));
+        }
+        let waiting = work.waiting();
+        if waiting != Waiting::default() {
+            work.flush().await?;
+            return Ok(StepEnd::Exit(Exit::Waiting(waiting)));
+        }
+        let Work { plan, slots, waits_stored, mut stream, .. } = work;
+        self.complete(ns, plan, slots, waits_stored, &mut stream).await
+    }
+
+    /// Applies the results and stores the next checkpoint.
+    async fn complete(
+        &self,
+        ns: &mut Namespace,
+        plan: Vec<Planned>,
+        slots: Vec<Slot>,
+        settles: bool,
+        stream: &mut Vec<StreamRow>,
+    ) -> Result<StepEnd, ExecError> {
+        for slot in slots.iter().filter(|slot| !slot.saved) {
+            if let Status::Done(record) = &slot.status {
+                self.stream_end(&ns.graph, &ns.path, slot, record, stream);
+            }
+        }
+        let finished = finish(&ns.graph, plan, slots);
+        let mut state = Arc::unwrap_or_clone(std::mem::take(&mut ns.state));
+        let applied = match step::apply(&ns.graph, &mut state, &self.ambient, finished) {
+            Ok(applied) => applied,
+            Err(err) => return Ok(StepEnd::Exit(Exit::Failed(err.to_failure()))),
+        };
+        let planned = ns.position;
+        let position = step::Position { branch: planned.branch, seq: planned.seq + 1 };
+        let row = encode(
+            &ns.graph,
+            &state,
+            &mut ns.homes,
+            position,
+            Source::Loop,
+            &applied.changes,
+            applied.joins_changed,
+            &applied.next,
+            false,
+        );
+        self.checkpointer
+            .commit(Commit {
+                namespace: ns.path.clone(),
+                planned,
+                checkpoint: Some(row),
+                writes: Vec::new(),
+                waits: Vec::new(),
+                settles,
+                stream: std::mem::take(stream),
+            })
+            .await?;
+        ns.state = Arc::new(state);
+        ns.position = position;
+        ns.next = applied.next;
+        ns.tasks = HashMap::new();
+        ns.begun = false;
+        Ok(StepEnd::Next)
+    }
+
+    fn streams(&self, path: &str) -> bool {
+        path.is_empty() || self.options.stream_subgraphs
+    }
+
+    fn stream_row(&self, path: &str, mode: &'static str, data: &Value) -> StreamRow {
+        StreamRow {
+            seq: self.cursor.root_seq.load(Ordering::Relaxed) + 1,
+            place: self.cursor.place.fetch_add(1, Ordering::Relaxed),
+            mode,
+            namespace: path.to_owned(),
+            data: data.to_string().into_bytes(),
+        }
+    }
+
+    /// Rows that tell of a finished activation.
+    fn stream_end(&self, graph: &Graph, path: &str, slot: &Slot, record: &TaskRecord, out: &mut Vec<StreamRow>) {
+        if !self.streams(path) {
+            return;
+        }
+        if self.options.stream_custom {
+            out.extend(slot.custom.take().iter().map(|item| self.stream_row(path, "custom", item)));
+        }
+        let node = &graph.node(slot.task.node).name;
+        let delta: serde_json::Map<String, Value> = record.w.iter().cloned().collect();
+        if self.options.stream_updates && record.f.is_none() {
+            out.push(self.stream_row(path, "updates", &json!({ node: delta })));
+        }
+        if self.options.stream_tasks {
+            let error = record.f.as_ref().map(|failure| json!({"error": failure.kind, "message": failure.message}));
+            let end = json!({
+                "id": slot.task.id.to_string(), "name": node, "error": error, "result": delta, "interrupts": [],
+            });
+            out.push(self.stream_row(path, "tasks", &end));
+        }
+    }
+}
+
+/// Gathers the records of each node, in the order of the plan.
+fn finish(graph: &Graph, plan: Vec<Planned>, slots: Vec<Slot>) -> Vec<Finished> {
+    let mut records: HashMap<NodeIndex, Vec<TaskRecord>> = HashMap::new();
+    for slot in slots {
+        if let Status::Done(record) = slot.status {
+            records.entry(slot.task.node).or_default().push(record);
+        }
+    }
+    plan.into_iter()
+        .map(|planned| {
+            let mut finished =
+                Finished { node: planned.node, writes: Vec::new(), goto: Vec::new(), failure: planned.tasks.err() };
+            for record in records.remove(&planned.node).unwrap_or_default() {
+                let writes = record.w.into_iter().filter_map(|(name, value)| {
+                    graph.find_channel(&name).map(|channel| Write::checked_before(channel, value))
+                });
+                finished.writes.extend(writes);
+                finished.goto.extend(record.g.iter().filter_map(|name| graph.find_node(name)));
+                finished.failure = finished.failure.or(record.f);
+            }
+            finished
+        })
+        .collect()
+}
+
+impl<'r> Work<'r> {
+    fn new(run: &'r Run, ns: &mut Namespace, plan: Vec<Planned>) -> Self {
+        let mut slots = Vec::new();
+        let mut waits_stored = false;
+        let mut stream = Vec::new();
+        for task in plan.iter().filter_map(|planned| planned.tasks.as_ref().ok()).flatten() {
+            let Restored { writes, wait } = ns.tasks.remove(&task.id).unwrap_or_default();
+            waits_stored |= wait.is_some();
+            let attempt = wait.as_ref().map_or(1, |wait| wait.attempt);
+            let record = writes.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+            let saved = record.is_some();
+            let status = record.map_or(Status::Idle, Status::Done);
+            if run.options.stream_tasks && run.streams(&ns.path) && !ns.begun {
+                let start = json!({
+                    "id": task.id.to_string(), "name": ns.graph.node(task.node).name,
+                    "input": task.item.as_ref().map(|item| item.value.json()), "triggers": [], "interrupts": [],
+                });
+                stream.push(run.stream_row(&ns.path, "tasks", &start));
+            }
+            let custom = Arc::new(Custom::default());
+            slots.push(Slot { task: task.clone(), status, attempt, previous: wait, wait: None, saved, custom });
+        }
+        Self {
+            run,
+            graph: Arc::clone(&ns.graph),
+            state: Arc::clone(&ns.state),
+            path: ns.path.clone(),
+            planned_at: ns.position,
+            begun: ns.begun,
+            plan,
+            slots,
+            running: 0,
+            futures: FuturesUnordered::new(),
+            waits_stored,
+            stream,
+            ticking: false,
+        }
+    }
+
+    /// A list that could not be made, at a node without a handler.
+    fn unplannable(&self) -> Option<Failure> {
+        self.plan.iter().find_map(|planned| {
+            let failure = planned.tasks.as_ref().err()?;
+            self.graph.node(planned.node).on_error.is_none().then(|| failure.clone())
+        })
+    }
+
+    /// Runs until every activation is done or waits; gives back the failure that ends the run, if one does.
+    async fn gather(&mut self) -> Result<Option<Failure>, ExecError> {
+        loop {
+            self.start()?;
+            if let Some(failure) = self.fatal() {
+                self.futures.clear();
+                return Ok(Some(failure));
+            }
+            let mut more = false;
+            while let Some(Some(event)) = self.futures.next().now_or_never() {
+                self.handle(event)?;
+                more = true;
+            }
+            if more {
+                continue;
+            }
+            if self.running == 0 {
+                // Saves may still be under way; the superstep's own commit comes after them.
+                while let Some(event) = self.futures.next().await {
+                    self.handle(event)?;
+                }
+                return Ok(None);
+            }
+            self.save_early();
+            if let Some(event) = self.futures.next().await {
+                self.handle(event)?;
+            }
+        }
+    }
+
+    fn fatal(&self) -> Option<Failure> {
+        self.slots.iter().find_map(|slot| match &slot.status {
+            Status::Done(TaskRecord { f: Some(failure), .. })
+                if self.graph.node(slot.task.node).on_error.is_none() =>
+            {
+                Some(failure.clone())
+            }
+            _ => None,
+        })
+    }
+
+    /// Starts what may start: within the node's and the run's bounds on what is under way.
+    fn start(&mut self) -> Result<(), ExecError> {
+        let mut under_way: HashMap<NodeIndex, u32> = HashMap::new();
+        for slot in &self.slots {
+            if matches!(slot.status, Status::Running | Status::Waiting(_) | Status::Below(_)) {
+                *under_way.entry(slot.task.node).or_default() += 1;
+            }
+        }
+        for at in 0..self.slots.len() {
+            if !matches!(self.slots[at].status, Status::Idle) {
+                continue;
+            }
+            if self.running >= self.run.options.max_parallel {
+                break;
+            }
+            let node = self.slots[at].task.node;
+            let most = self.graph.node(node).for_each.as_ref().and_then(|for_each| for_each.max_parallel);
+            let count = under_way.entry(node).or_default();
+            if most.is_some_and(|most| *count >= most) {
+                continue;
+            }
+            self.start_one(at)?;
+            if matches!(self.slots[at].status, Status::Running | Status::Waiting(_) | Status::Below(_)) {
+                *count += 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn start_one(&mut self, at: usize) -> Result<(), ExecError> {
+        let graph = Arc::clone(&self.graph);
+        let node = graph.node(self.slots[at].task.node);
+        if let Some(previous) = &self.slots[at].previous
+            && still_waits(previous)
+        {
+            self.slots[at].status = Status::Waiting(previous.kind);
+            return Ok(());
+        }
+        if let Some(end) = self.run_control(at, node) {
+            return self.ended(at, end);
+        }
+        let slot = &mut self.slots[at];
+        slot.status = Status::Running;
+        let (task, attempt, previous) = (slot.task.clone(), slot.attempt, slot.previous.clone());
+        let custom = Arc::clone(&slot.custom);
+        self.running += 1;
+        if let NodeKind::Graph { .. } = &node.kind {
+            let call = Call { at, graph, state: Arc::clone(&self.state), path: self.path.clone(), begun: self.begun, planned: self.planned_at };
+            self.futures.push(self.run.call(call, task).boxed());
+            return Ok(());
+        }
+        if self.run.options.stream_custom && !self.ticking {
+            self.tick();
+        }
+        let attempt = Attempt {
+            at,
+            graph,
+            state: Arc::clone(&self.state),
+            path: self.path.clone(),
+            planned: self.planned_at,
+            attempt,
+            previous,
+            custom,
+        };
+        self.futures.push(self.run.attempt(attempt, task).boxed());
+        Ok(())
+    }
+
+    fn tick(&mut self) {
+        self.ticking = true;
+        self.futures.push(tokio::time::sleep(CUSTOM_EVERY).map(|()| Event::Tick).boxed());
+    }
+
+    /// The kinds that need no code from outside are run here and now.
+    fn run_control(&self, at: usize, node: &NodeSpec) -> Option<Result<Outcome, NodeError>> {
+        let slot = &self.slots[at];
+        let activation = Activation {
+            run_id: self.run.run_id,
+            thread_id: self.run.thread_id,
+            namespace: &self.path,
+            planned: self.planned_at,
+            task: &slot.task,
+            attempt: slot.attempt,
+            node,
+            previous: slot.previous.as_ref(),
+            custom: &slot.custom,
+            graph: &self.graph,
+            state: &self.state,
+            ambient: &self.run.ambient,
+        };
+        if let Some(previous) = activation.previous.filter(|wait| wait.kind == WaitKind::Interrupt) {
+            if previous.answer.is_none() && previous.expired {
+                return Some(Err(NodeError::fatal("expired", "nobody answered in time")));
+            }
+        }
+        control::run(&activation)
+    }
+
+    fn handle(&mut self, event: Event) -> Result<(), ExecError> {
+        match event {
+            Event::Ended(at, end) => {
+                self.running -= 1;
+                self.slots[at].status = Status::Idle;
+                self.ended(at, end)
+            }
+            Event::Below(at, exit) => {
+                self.running -= 1;
+                self.slots[at].status = Status::Idle;
+                self.came_back(at, exit?)
+            }
+            Event::Saved(result) => Ok(result?),
+            Event::Tick => {
+                self.ticking = false;
+                if self.run.streams(&self.path) {
+                    for slot in &self.slots {
+                        let items = slot.custom.take();
+                        self.stream.extend(items.iter().map(|item| self.run.stream_row(&self.path, "custom", item)));
+                    }
+                }
+                if self.running > 0 {
+                    self.tick();
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// A subgraph came back.
+    fn came_back(&mut self, at: usize, exit: Exit) -> Result<(), ExecError> {
+        match exit {
+            Exit::Done(state) => {
+                let graph = Arc::clone(&self.graph);
+                let node = graph.node(self.slots[at].task.node);
+                let NodeKind::Graph { graph: called, .. } = &node.kind else { return Ok(()) };
+                self.ended(at, Ok(Outcome::output(state.output(called))))
+            }
+            Exit::Failed(failure) => self.ended(at, Err(NodeError::Fatal { kind: failure.kind, message: failure.message })),
+            Exit::Waiting(waiting) => {
+                self.slots[at].status = Status::Below(waiting);
+                Ok(())
+            }
+            // A drain: the run leaves memory as if it waited, and is released by the driver.
+            Exit::Released | Exit::Stopped => {
+                self.slots[at].status =
+                    Status::Below(Waiting { outstanding: 1, people: 0, held_back: false });
+                Ok(())
+            }
+        }
+    }
+
+    /// What an attempt came to.
+    fn ended(&mut self, at: usize, end: Result<Outcome, NodeError>) -> Result<(), ExecError> {
+        let graph = Arc::clone(&self.graph);
+        let node = graph.node(self.slots[at].task.node);
+        match end {
+            Ok(Outcome::Done { output, update, goto }) => match self.record(at, node, output, update, goto) {
+                Ok(record) => self.slots[at].status = Status::Done(record),
+                Err(err) => return self.failed(at, node, err),
+            },
+            Ok(Outcome::Wait(wait)) => self.wait(at, node, wait),
+            Ok(Outcome::Ask(question)) => self.ask(at, node, question),
+            Err(err) => return self.failed(at, node, err),
+        }
+        Ok(())
+    }
+
+    fn record(
+        &self,
+        at: usize,
+        node: &NodeSpec,
+        output: Value,
+        update: Vec<(String, Value)>,
+        goto: Vec<String>,
+    ) -> Result<TaskRecord, NodeError> {
+        let mut writes = Vec::with_capacity(node.set.len() + update.len());
+        let invalid = |err: super::super::channel::WriteError| NodeError::fatal("invalid_write", err.to_string());
+        for (name, value) in update {
+            let channel = self.graph.find_channel(&name).ok_or_else(|| {
+                NodeError::fatal("unknown_channel", format!("node `{}` writes to channel `{name}`, which the graph does not have", node.name))
+            })?;
+            writes.push(Write::new(&self.graph, channel, value).map_err(invalid)?);
+        }
+        if !node.set.is_empty() {
+            let vars = self.activation_vars(at, node, output);
+            let view = View { graph: &self.graph, state: &self.state };
+            let scope = Scope { state: &view, vars: &vars };
+            for (channel, template) in &node.set {
+                let value = template.eval(&scope)?;
+                writes.push(Write::new(&self.graph, *channel, value).map_err(invalid)?);
+            }
+        }
+        for name in &goto {
+            if !node.may_goto.iter().any(|index| &self.graph.node(*index).name == name) {
+                let reason = format!("node `{}` goes to `{name}`, which is not in its `may_goto`", node.name);
+                return Err(NodeError::fatal("goto", reason));
+            }
+        }
+        let w = writes.into_iter().map(|write| write.into_named(&self.graph)).collect();
+        Ok(TaskRecord { w, g: goto, f: None })
+    }
+
+    fn activation_vars<'v>(&'v self, at: usize, node: &'v NodeSpec, output: Value) -> Vec<(&'v str, Shared)> {
+        let slot = &self.slots[at];
+        let mut vars = vec![("run", self.run.ambient.run.clone()), ("env", self.run.ambient.env.clone())];
+        if let (Some(item), Some(for_each)) = (&slot.task.item, &node.for_each) {
+            vars.push((&for_each.name, item.value.clone()));
+            vars.push(("index", Shared::new(Value::from(item.index))));
+        }
+        vars.extend(step::error_for(&self.state, slot.task.node).map(|error| ("error", error)));
+        vars.push(("output", Shared::new(output)));
+        vars
+    }
+
+    fn wait(&mut self, at: usize, node: &NodeSpec, wait: Wait) {
+        let slot = &mut self.slots[at];
+        slot.status = Status::Waiting(wait.kind);
+        if wait.stored {
+            self.waits_stored = true;
+            return;
+        }
+        slot.wait = Some(WaitRow {
+            task: slot.task.id,
+            node: node.name.clone(),
+            kind: wait.kind,
+            attempt: slot.attempt,
+            due: wait.due,
+            name: wait.name,
+            data: wait.data.map(|data| data.to_string().into_bytes()),
+            settled: false,
+        });
+    }
+
+    fn ask(&mut self, at: usize, node: &NodeSpec, question: Question) {
+        let slot = &mut self.slots[at];
+        let ordinal = answers_of(slot.previous.as_ref());
+        let id = interrupt_id(slot.task.id, ordinal);
+        let data = json!({ "id": id, "value": question.value, "response_schema": question.schema });
+        let wait = Wait {
+            kind: WaitKind::Interrupt,
+            due: question.expires.map(Due::After),
+            name: None,
+            data: Some(data),
+            stored: false,
+        };
+        self.wait(at, node, wait);
+    }
+
+    /// An attempt failed: another one after a pause, the node's handler, or the end of the run.
+    fn failed(&mut self, at: usize, node: &NodeSpec, err: NodeError) -> Result<(), ExecError> {
+        let (kind, message, again) = match err {
+            NodeError::Fenced => return Err(CheckpointError::Fenced.into()),
+            NodeError::NotStarted { message, after } => {
+                self.pause(at, node, after.min(MAX_NOT_STARTED), self.slots[at].attempt, "not_started", &message);
+                return Ok(());
+            }
+            NodeError::Retryable { kind, message } => (kind, message, true),
+            NodeError::Fatal { kind, message } => (kind, message, false),
+        };
+        let attempt = self.slots[at].attempt;
+        if let Some(retry) = node.retry.as_ref().filter(|retry| again && attempt < retry.attempts) {
+            let after = backoff(retry, attempt, self.slots[at].task.id.0.as_u128());
+            self.pause(at, node, after, attempt + 1, &kind, &message);
+            return Ok(());
+        }
+        let failure = Failure { kind, message, attempts: attempt };
+        self.slots[at].status = Status::Done(TaskRecord { f: Some(failure), ..TaskRecord::default() });
+        Ok(())
+    }
+
+    fn pause(&mut self, at: usize, node: &NodeSpec, after: Duration, attempt: u32, kind: &str, message: &str) {
+        self.slots[at].attempt = attempt;
+        let wait = Wait {
+            kind: WaitKind::Retry,
+            due: Some(Due::After(after)),
+            name: None,
+            data: Some(json!({ "kind": kind, "message": message })),
+            stored: false,
+        };
+        self.wait(at, node, wait);
+    }
+
+    /// Stores results while other activations still run.
+    fn save_early(&mut self) {
+        if let Some(commit) = self.unsaved() {
+            let run = self.run;
+            self.futures.push(async move { Event::Saved(run.checkpointer.commit(commit).await) }.boxed());
+        }
+    }
+
+    /// Stores what is known before the run leaves memory.
+    async fn flush(&mut self) -> Result<(), ExecError> {
+        match self.unsaved() {
+            Some(commit) => Ok(self.run.checkpointer.commit(commit).await?),
+            None => Ok(()),
+        }
+    }
+
+    fn unsaved(&mut self) -> Option<Commit> {
+        let mut writes = Vec::new();
+        let mut waits = Vec::new();
+        for slot in &mut self.slots {
+            if let Some(wait) = slot.wait.take() {
+                self.waits_stored = true;
+                waits.push(wait);
+            }
+            if slot.saved {
+                continue;
+            }
+            let Status::Done(record) = &slot.status else { continue };
+            if record.f.is_some() && self.graph.node(slot.task.node).on_error.is_none() {
+                // The run fails with it: it is not stored, so that a later run tries again.
+                continue;
+            }
+            slot.saved = true;
+            writes.push((slot.task.id, serde_json::to_vec(record).unwrap_or_default()));
+        }
+        for at in 0..self.slots.len() {
+            let slot = &self.slots[at];
+            if let (Status::Done(record), true) = (&slot.status, writes.iter().any(|(task, _)| *task == slot.task.id)) {
+                let mut rows = Vec::new();
+                self.run.stream_end(&self.graph, &self.path, slot, record, &mut rows);
+                self.stream.append(&mut rows);
+            }
+        }
+        if writes.is_empty() && waits.is_empty() && self.stream.is_empty() {
+            return None;
+        }
+        Some(Commit {
+            namespace: self.path.clone(),
+            planned: self.planned_at,
+            checkpoint: None,
+            writes,
+            waits,
+            settles: false,
+            stream: std::mem::take(&mut self.stream),
+        })
+    }
+
+    fn waiting(&self) -> Waiting {
+        let mut all = Waiting::default();
+        for slot in &self.slots {
+            match &slot.status {
+                Status::Waiting(WaitKind::Interrupt) => all.people += 1,
+                Status::Waiting(_) => all.outstanding += 1,
+                Status::Below(below) => all.add(below),
+                Status::Idle | Status::Running => all.held_back = true,
+                Status::Done(_) => {}
+            }
+        }
+        all
+    }
+}
+
+fn answers_of(previous: Option<&StoredWait>) -> u32 {
+    let answers = previous
+        .and_then(|wait| wait.answer.as_deref())
+        .and_then(|bytes| serde_json::from_slice::<Vec<serde::de::IgnoredAny>>(bytes).ok());
+    answers.map_or(0, |answers| u32::try_from(answers.len()).unwrap_or(u32::MAX))
+}
+
+/// Whether a stored wait is not over. A job's node is always asked: it knows whether the job was sent.
+fn still_waits(wait: &StoredWait) -> bool {
+    match wait.kind {
+        WaitKind::Attempt | WaitKind::Job => false,
+        WaitKind::Retry | WaitKind::Timer => !wait.expired && !wait.settled,
+        WaitKind::Event => !wait.expired && wait.answer.is_none(),
+        WaitKind::Interrupt => !wait.expired && !wait.settled,
+    }
+}
+
+/// The pause after failed attempt number `attempt`: exponential, bounded, and with jitter drawn from the
+/// upper half of its length. The draw is a function of the activation and the attempt, so it needs no dice.
+fn backoff(retry: &Retry, attempt: u32, seed: u128) -> Duration {
+    let exponent = i32::try_from(attempt.saturating_sub(1).min(1000)).unwrap_or(1000);
+    let seconds = (retry.first.as_secs_f64() * retry.factor.powi(exponent)).min(retry.max.as_secs_f64());
+    let full = Duration::try_from_secs_f64(seconds).unwrap_or(retry.max);
+    if !retry.jitter {
+        return full;
+    }
+    let draw = step::uuid_of(&<sha2::Sha256 as sha2::Digest>::digest([seed.to_be_bytes().as_slice(), &attempt.to_be_bytes()].concat()));
+    let part = f64::from(u16::try_from(draw.as_u128() >> 112).unwrap_or(0)) / f64::from(u16::MAX);
+    full.mul_f64(0.5 + part / 2.0)
+}
+
+/// An attempt to run, with all that it borrows nothing of.
+struct Attempt {
+    at: usize,
+    graph: Arc<Graph>,
+    state: Arc<State>,
+    path: String,
+    planned: step::Position,
+    attempt: u32,
+    previous: Option<StoredWait>,
+    custom: Arc<Custom>,
+}
+
+/// A subgraph to call.
+struct Call {
+    at: usize,
+    graph: Arc<Graph>,
+    state: Arc<State>,
+    path: String,
+    planned: step::Position,
+    begun: bool,
+}
+
+impl Run {
+    async fn attempt(&self, call: Attempt, task: Task) -> Event {
+        let node = call.graph.node(task.node);
+        let activation = Activation {
+            run_id: self.run_id,
+            thread_id: self.thread_id,
+            namespace: &call.path,
+            planned: call.planned,
+            task: &task,
+            attempt: call.attempt,
+            node,
+            previous: call.previous.as_ref(),
+            custom: &call.custom,
+            graph: &call.graph,
+            state: &call.state,
+            ambient: &self.ambient,
+        };
+        let work = AssertUnwindSafe(self.run_node(&activation)).catch_unwind();
+        let end = match node.timeout.filter(|_| !matches!(node.kind, NodeKind::Job(_))) {
+            Some(timeout) => match tokio::time::timeout(timeout, work).await {
+                Ok(end) => end,
+                Err(_) => Ok(Err(NodeError::retryable(
+                    "timeout",
+                    format!("the attempt took longer than {}", humantime::format_duration(timeout)),
+                ))),
+            },
+            None => work.await,
+        };
+        let end = end.unwrap_or_else(|panic| {
+            let what = panic
+                .downcast_ref::<&str>()
+                .map(|text| (*text).to_owned())
+                .or_else(|| panic.downcast_ref::<String>().cloned())
+                .unwrap_or_else(|| "no message".to_owned());
+            Err(NodeError::fatal("panic", format!("the node's code panicked: {what}")))
+        });
+        Event::Ended(call.at, end)
+    }
+
+    async fn run_node(&self, activation: &Activation<'_>) -> Result<Outcome, NodeError> {
+        let spec = activation.node;
+        let Some(node) = self.nodes.find(spec) else {
+            return Err(NodeError::fatal("not_registered", format!("this server has no code for node `{}`", spec.name)));
+        };
+        if matches!(spec.kind, NodeKind::Use { .. }) && spec.effect != Effect::Pure {
+            if let Some(end) = self.begin_attempt(activation, spec).await? {
+                return Ok(end);
+            }
+        }
+        node.run(activation).await
+    }
+
+    /// Makes the attempt's number durable before it starts. After a crash in an effectful attempt nobody
+    /// knows what happened: a person decides.
+    async fn begin_attempt(&self, activation: &Activation<'_>, spec: &NodeSpec) -> Result<Option<Outcome>, NodeError> {
+        let unknown = activation.previous.filter(|wait| !wait.settled && wait.kind == WaitKind::Attempt);
+        if unknown.is_some() && spec.effect == Effect::Effectful {
+            return Ok(Some(Outcome::Ask(unknown_outcome(&spec.name, activation.attempt))));
+        }
+        if let Some(decision) = decided(activation.previous) {
+            match decision.get("action").and_then(Value::as_str) {
+                Some("done") => {
+                    return Ok(Some(Outcome::output(decision.get("output").cloned().unwrap_or(Value::Null))));
+                }
+                Some("retry") => {}
+                _ => return Err(NodeError::fatal("given_up", "a person gave the attempt up, whose outcome was unknown")),
+            }
+        }
+        if unknown.is_none() {
+            let row = WaitRow {
+                task: activation.task.id,
+                node: spec.name.clone(),
+                kind: WaitKind::Attempt,
+                attempt: activation.attempt,
+                due: None,
+                name: None,
+                data: None,
+                settled: false,
+            };
+            let commit = Commit {
+                namespace: activation.namespace.to_owned(),
+                planned: activation.planned,
+                checkpoint: None,
+                writes: Vec::new(),
+                waits: vec![row],
+                settles: false,
+                stream: Vec::new(),
+            };
+            self.checkpointer.commit(commit).await.map_err(|err| match err {
+                CheckpointError::Fenced => NodeError::Fenced,
+                CheckpointError::Storage(_) => NodeError::retryable("storage", super::chain(&err)),
+            })?;
+        }
+        Ok(None)
+    }
+
+    async fn call(&self, call: Call, task: Task) -> Event {
+        let at = call.at;
+        Event::Below(at, self.call_subgraph(call, &task).await)
+    }
+
+    async fn call_subgraph(&self, call: Call, task: &Task) -> Result<Exit, ExecError> {
+        let node = call.graph.node(task.node);
+        let NodeKind::Graph { graph: called, input } = &node.kind else {
+            return Ok(Exit::Failed(Failure { kind: "internal".to_owned(), message: "not a subgraph".to_owned(), attempts: 1 }));
+        };
+        let path = if call.path.is_empty() {
+            format!("{}:{}", node.name, task.id)
+        } else {
+            format!("{}|{}:{}", call.path, node.name, task.id)
+        };
+        if path.matches('|').count() >= MAX_DEPTH {
+            let message = format!("subgraphs call each other more than {MAX_DEPTH} deep");
+            return Ok(Exit::Failed(Failure { kind: "too_deep".to_owned(), message, attempts: 1 }));
+        }
+        let state = match self.subgraph_input(&call, task, called, input) {
+            Ok(state) => state,
+            Err(failure) => return Ok(Exit::Failed(failure)),
+        };
+        match self.open_subgraph(path, called, call.planned.branch, call.planned, state, call.begun).await? {
+            Ok(mut ns) => self.drive(&mut ns).await,
+            Err(failure) => Ok(Exit::Failed(failure)),
+        }
+    }
+
+    fn subgraph_input(
+        &self,
+        call: &Call,
+        task: &Task,
+        called: &Arc<Graph>,
+        input: &[(String, super::super::expr::Template)],
+    ) -> Result<State, Failure> {
+        let custom = Custom::default();
+        let activation = Activation {
+            run_id: self.run_id,
+            thread_id: self.thread_id,
+            namespace: &call.path,
+            planned: call.planned,
+            task,
+            attempt: 1,
+            node: call.graph.node(task.node),
+            previous: None,
+            custom: &custom,
+            graph: &call.graph,
+            state: &call.state,
+            ambient: &self.ambient,
+        };
+        let fail = |kind: &str, message: String| Failure { kind: kind.to_owned(), message, attempts: 1 };
+        let mut state = State::initial(called);
+        let mut writes = Vec::with_capacity(input.len());
+        for (name, template) in input {
+            let value = activation.eval(template).map_err(|err| fail("expression", err.to_string()))?;
+            let channel = called
+                .find_channel(name)
+                .ok_or_else(|| fail("unknown_channel", format!("graph `{}` has no channel `{name}`", called.name)))?;
+            writes.push(Write::new(called, channel, value).map_err(|err| fail("invalid_input", err.to_string()))?);
+        }
+        state.apply(called, writes).map_err(|err| fail("invalid_input", err.to_string()))?;
+        Ok(state)
+    }
+}
+
+/// The question after an attempt whose outcome nobody knows.
+fn unknown_outcome(node: &str, attempt: u32) -> Question {
+    Question {
+        value: json!({
+            "reason": "unknown_outcome",
+            "node": node,
+            "attempt": attempt,
+            "message": format!(
+                "The process died while `{node}` was acting on the world, and nothing tells whether it did. \
+                 Answer {{\"action\": \"retry\"}}, {{\"action\": \"done\", \"output\": ..}} or {{\"action\": \"fail\"}}."
+            ),
+        }),
+        schema: Some(json!({
+            "type": "object",
+            "properties": { "action": { "enum": ["retry", "done", "fail"] }, "output": {} },
+            "required": ["action"],
+        })),
+        expires: None,
+    }
+}
+
+fn decided(previous: Option<&StoredWait>) -> Option<Value> {
+    let previous = previous.filter(|wait| wait.kind == WaitKind::Interrupt)?;
+    let data: Value = serde_json::from_slice(previous.data.as_deref()?).ok()?;
+    if data.pointer("/value/reason")? != "unknown_outcome" {
+        return None;
+    }
+    let answers: Vec<Value> = serde_json::from_slice(previous.answer.as_deref()?).ok()?;
+    answers.into_iter().next_back()
+}

@@ -1,0 +1,82 @@
+//! Names: which are well formed, and which one an author probably meant.
+
+/// Bytes of the name of a graph, a node, a channel or an item variable.
+pub const MAX_NAME_BYTES: usize = 64;
+
+/// Whether `name` is an identifier: a letter or `_`, then letters, digits and `_`, so that it can stand
+/// in an expression as `state.NAME`.
+#[must_use]
+pub fn is_identifier(name: &str) -> bool {
+    let mut chars = name.chars();
+    chars.next().is_some_and(|first| first.is_ascii_alphabetic() || first == '_')
+        && chars.all(|char| char.is_ascii_alphanumeric() || char == '_')
+        && name.len() <= MAX_NAME_BYTES
+}
+
+/// Whether `name` names a graph or a node: as [`is_identifier`], and `-` and `.` inside.
+#[must_use]
+pub fn is_name(name: &str) -> bool {
+    let mut chars = name.chars();
+    chars.next().is_some_and(|first| first.is_ascii_alphanumeric() || first == '_')
+        && chars.all(|char| char.is_ascii_alphanumeric() || matches!(char, '_' | '-' | '.'))
+        && name.len() <= MAX_NAME_BYTES
+}
+
+/// The candidate that `name` is most likely a misspelling of.
+pub fn did_you_mean<'a>(
+    name: &str,
+    candidates: impl IntoIterator<Item = &'a str>,
+) -> Option<&'a str> {
+    let lower = name.to_lowercase();
+    candidates
+        .into_iter()
+        .map(|candidate| {
+            (strsim::damerau_levenshtein(&lower, &candidate.to_lowercase()), candidate)
+        })
+        .filter(|(distance, candidate)| *distance <= (candidate.len().max(name.len()) / 3).max(1))
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
+}
+
+/// At most twelve names, for a message: `a`, `b`, `c` and 3 more.
+pub fn listed<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
+    const SHOWN: usize = 12;
+    let names: Vec<&str> = names.into_iter().collect();
+    let shown: Vec<String> = names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect();
+    match names.len().saturating_sub(SHOWN) {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_near_name_is_suggested_and_a_far_one_is_not() {
+        let check = |name: &str, expected: Option<&str>| {
+            assert_eq!(did_you_mean(name, ["total", "errors", "files"]), expected, "{name}");
+        };
+        check("totl", Some("total"));
+        check("Total", Some("total"));
+        check("erorrs", Some("errors"));
+        check("approved", None);
+        check("", None);
+    }
+
+    #[test]
+    fn names_are_checked_by_their_characters_and_length() {
+        let check = |name: &str, identifier: bool, accepted: bool| {
+            assert_eq!(is_identifier(name), identifier, "{name}");
+            assert_eq!(is_name(name), accepted, "{name}");
+        };
+        check("total_2", true, true);
+        check("log-triage", false, true);
+        check("2fast", false, true);
+        check("-x", false, false);
+        check("a b", false, false);
+        check("", false, false);
+        check(&"a".repeat(65), false, false);
+    }
+}

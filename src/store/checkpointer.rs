@@ -1,0 +1,98 @@
+//! The [`Checkpointer`] of one granted run: PostgreSQL, under the grant's fence.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use sqlx::PgPool;
+
+use super::StoreError;
+use super::commit::{CommitError, Committer, Request};
+use super::signals::Signals;
+use crate::graph::checkpoint::{CheckpointError, Checkpointer, Commit, LoadedRows, ValueRef};
+use crate::ids::{RunId, ThreadId};
+
+/// Stores one run's checkpoints.
+#[derive(Debug)]
+pub struct RunCheckpointer {
+    /// Where to read.
+    pub pool: PgPool,
+    /// Where to write.
+    pub committer: Committer,
+    /// Who to tell.
+    pub signals: Arc<Signals>,
+    /// The run.
+    pub run_id: RunId,
+    /// Its thread.
+    pub thread_id: ThreadId,
+    /// The grant's fence.
+    pub fence: i64,
+    /// The branch that the run is on.
+    pub branch: i32,
+    /// The root's last checkpoint.
+    pub root_seq: AtomicI64,
+    /// Whether readers in other processes are told of each commit.
+    pub streamed: bool,
+}
+
+impl From<CommitError> for CheckpointError {
+    fn from(err: CommitError) -> Self {
+        match err {
+            CommitError::Fenced => Self::Fenced,
+            CommitError::Store(err) => err.into(),
+        }
+    }
+}
+
+impl From<StoreError> for CheckpointError {
+    fn from(err: StoreError) -> Self {
+        Self::Storage(Box::new(err))
+    }
+}
+
+impl Checkpointer for RunCheckpointer {
+    fn load<'a>(&'a self, namespace: &'a str) -> BoxFuture<'a, Result<Option<LoadedRows>, CheckpointError>> {
+        async move {
+            let mut db = self.pool.acquire().await.map_err(StoreError::from)?;
+            let rows = super::checkpoints::rows(&mut db, self.thread_id, namespace, self.branch, None).await?;
+            let Some(last) = rows.last() else { return Ok(None) };
+            let tasks = super::checkpoints::tasks(&mut db, self.thread_id, namespace, last.position).await?;
+            Ok(Some(LoadedRows { rows, tasks }))
+        }
+        .boxed()
+    }
+
+    fn fetch<'a>(
+        &'a self,
+        namespace: &'a str,
+        refs: Vec<ValueRef>,
+    ) -> BoxFuture<'a, Result<HashMap<ValueRef, Vec<u8>>, CheckpointError>> {
+        async move {
+            let mut db = self.pool.acquire().await.map_err(StoreError::from)?;
+            Ok(super::checkpoints::values(&mut db, self.thread_id, namespace, &refs).await?)
+        }
+        .boxed()
+    }
+
+    fn commit(&self, commit: Commit) -> BoxFuture<'_, Result<(), CheckpointError>> {
+        async move {
+            let advanced = commit.checkpoint.as_ref().filter(|_| commit.namespace.is_empty()).map(|row| row.position.seq);
+            let request = Request {
+                run_id: self.run_id,
+                thread_id: self.thread_id,
+                fence: self.fence,
+                root_seq: self.root_seq.load(Ordering::Relaxed),
+                commit: Arc::new(commit),
+            };
+            self.committer.commit(request).await?;
+            if let Some(seq) = advanced {
+                self.root_seq.store(seq, Ordering::Relaxed);
+            }
+            self.signals.run_moved(self.run_id, self.streamed);
+            Ok(())
+        }
+        .boxed()
+    }
+}

@@ -1,0 +1,216 @@
+//! Checkpoints as they are read: the rows that make a state, values stored apart, pages of a history.
+//!
+//! **Invariant:** how much is read depends on the state and on the page, never on the thread's length.
+
+use std::collections::HashMap;
+
+use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
+
+use super::StoreError;
+use crate::graph::checkpoint::{KEYFRAME_EVERY, Restored, StoredRow, StoredWait, ValueRef, WaitKind};
+use crate::graph::step::Position;
+use crate::ids::{RunId, TaskId, ThreadId};
+
+/// A checkpoint without its state.
+#[derive(Debug, Clone)]
+pub struct Listed {
+    /// Where it stands.
+    pub position: Position,
+    /// What it extends.
+    pub parent: Option<Position>,
+    /// The run that made it.
+    pub run_id: RunId,
+    /// What made it: see [`crate::graph::checkpoint::Source`].
+    pub source: i16,
+    /// The nodes that run next, by name.
+    pub next: String,
+    /// When.
+    pub at: DateTime<Utc>,
+}
+
+/// The rows that make the state at `seq`, or at the latest checkpoint of the branch, from the last keyframe on.
+///
+/// A keyframe stands at every multiple of [`KEYFRAME_EVERY`] and at a fork's first row, so the range is bounded.
+pub async fn rows(
+    db: &mut PgConnection,
+    thread: ThreadId,
+    namespace: &str,
+    branch: i32,
+    seq: Option<i64>,
+) -> Result<Vec<StoredRow>, StoreError> {
+    let rows = sqlx::query!(
+        "with last as (
+           select seq from checkpoints
+            where thread_id = $1 and namespace = $2 and branch = $3 and seq <= $4
+            order by seq desc limit 1)
+         select c.seq, c.next, c.changed, c.keyframe from checkpoints c, last
+          where thread_id = $1 and namespace = $2 and branch = $3
+            and c.seq >= last.seq - last.seq % $5 and c.seq <= last.seq
+          order by c.seq",
+        thread as ThreadId,
+        namespace,
+        branch,
+        seq.unwrap_or(i64::MAX),
+        KEYFRAME_EVERY,
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| StoredRow {
+            position: Position { branch, seq: row.seq },
+            next: row.next,
+            changed: row.changed,
+            keyframe: row.keyframe,
+        })
+        .collect())
+}
+
+/// Values that are stored apart from their rows.
+pub async fn values(
+    db: &mut PgConnection,
+    thread: ThreadId,
+    namespace: &str,
+    refs: &[ValueRef],
+) -> Result<HashMap<ValueRef, Vec<u8>>, StoreError> {
+    let rows = sqlx::query!(
+        r#"select v.branch, v.seq, v.channel, v.value
+           from unnest($3::int[], $4::bigint[], $5::text[]) as r (branch, seq, channel)
+           join channel_values v on v.thread_id = $1 and v.namespace = $2 and v.branch = r.branch
+            and v.seq = r.seq and v.channel = r.channel"#,
+        thread as ThreadId,
+        namespace,
+        &refs.iter().map(|value| value.at.branch).collect::<Vec<_>>(),
+        &refs.iter().map(|value| value.at.seq).collect::<Vec<_>>(),
+        &refs.iter().map(|value| value.channel.clone()).collect::<Vec<_>>(),
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| (ValueRef { channel: row.channel, at: Position { branch: row.branch, seq: row.seq } }, row.value))
+        .collect())
+}
+
+/// What the activations of the superstep after `planned` already have.
+pub async fn tasks(
+    db: &mut PgConnection,
+    thread: ThreadId,
+    namespace: &str,
+    planned: Position,
+) -> Result<HashMap<TaskId, Restored>, StoreError> {
+    let rows = sqlx::query!(
+        r#"select coalesce(w.task_id, p.task_id) as "task_id!: TaskId", w.writes as "writes?",
+                  p.kind as "kind?", p.attempt as "attempt?", p.settled as "settled?",
+                  (p.due <= cynai_now()) as "expired?", p.data, p.answer
+             from (select task_id, writes from writes
+                    where thread_id = $1 and namespace = $2 and branch = $3 and seq = $4) w
+             full join (select * from pending
+                         where thread_id = $1 and namespace = $2 and branch = $3 and seq = $4) p
+               on w.task_id = p.task_id"#,
+        thread as ThreadId,
+        namespace,
+        planned.branch,
+        planned.seq,
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| {
+            let wait = row.kind.as_deref().and_then(WaitKind::parse).map(|kind| StoredWait {
+                kind,
+                attempt: row.attempt.and_then(|attempt| u32::try_from(attempt).ok()).unwrap_or(1),
+                settled: row.settled.unwrap_or(false),
+                expired: row.expired.unwrap_or(false),
+                data: row.data,
+                answer: row.answer,
+            });
+            (row.task_id, Restored { writes: row.writes, wait })
+        })
+        .collect())
+}
+
+/// One checkpoint without its state.
+pub async fn find(
+    db: &mut PgConnection,
+    thread: ThreadId,
+    namespace: &str,
+    position: Position,
+) -> Result<Option<Listed>, StoreError> {
+    Ok(page(db, thread, namespace, Some(Position { seq: position.seq + 1, ..position }), 1)
+        .await?
+        .pop()
+        .filter(|found| found.position == position))
+}
+
+/// Checkpoints of all branches, newest first, those older than `before`.
+///
+/// A branch gets no more checkpoints once there is a later one, so (branch, seq) is the order of time.
+pub async fn page(
+    db: &mut PgConnection,
+    thread: ThreadId,
+    namespace: &str,
+    before: Option<Position>,
+    limit: i64,
+) -> Result<Vec<Listed>, StoreError> {
+    let before = before.unwrap_or(Position { branch: i32::MAX, seq: i64::MAX });
+    let rows = sqlx::query!(
+        r#"select branch, seq, parent_branch, parent_seq, run_id as "run_id: RunId", source, next, at
+             from checkpoints
+            where thread_id = $1 and namespace = $2 and (branch, seq) < ($3, $4)
+            order by branch desc, seq desc limit $5"#,
+        thread as ThreadId,
+        namespace,
+        before.branch,
+        before.seq,
+        limit,
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| {
+            let position = Position { branch: row.branch, seq: row.seq };
+            let parent = match (row.parent_branch, row.parent_seq) {
+                (Some(branch), Some(seq)) => Some(Position { branch, seq }),
+                _ if row.seq > 0 => Some(Position { branch: row.branch, seq: row.seq - 1 }),
+                _ => None,
+            };
+            Listed { position, parent, run_id: row.run_id, source: row.source, next: row.next, at: row.at }
+        })
+        .collect())
+}
+
+/// Stores a checkpoint from outside a run: an input, an update, a fork. The caller holds the thread's lock.
+pub async fn insert(
+    db: &mut PgConnection,
+    thread: ThreadId,
+    run: RunId,
+    row: &crate::graph::checkpoint::CheckpointRow,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "with stored_values as (
+           insert into channel_values (thread_id, namespace, branch, seq, channel, value)
+           select $1, '', $4, $3, v.channel, v.value from unnest($11::text[], $12::bytea[]) as v (channel, value))
+         insert into checkpoints (thread_id, run_id, seq, at, parent_seq, branch, parent_branch, source,
+                                  namespace, next, changed, keyframe)
+         values ($1, $2, $3, cynai_now(), $5, $4, $6, $7, '', $8, $9, $10)",
+        thread as ThreadId,
+        run as RunId,
+        row.position.seq,
+        row.position.branch,
+        row.parent.map(|parent| parent.seq),
+        row.parent.map(|parent| parent.branch),
+        row.source.code(),
+        row.next,
+        row.changed,
+        row.keyframe,
+        &row.values.iter().map(|(channel, _)| channel.clone()).collect::<Vec<_>>(),
+        &row.values.iter().map(|(_, value)| value.clone()).collect::<Vec<_>>(),
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}

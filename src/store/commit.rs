@@ -1,0 +1,671 @@
+//! The commit path: what runs of this process want stored, in as few statements as possible.
+//!
+//! A run that is alone commits directly, with one small statement. When many are ready at once, their
+//! commits go out together as one multi-row statement, and the next batch gathers while that one is
+//! under way. Each statement opens with a gate: only rows of runs whose fence and head are still what
+//! the committer knew pass it, so a process that lost a run writes nothing of it, however late it
+//! wakes, and harms no other run of its batch.
+//!
+//! **Invariant:** a commit is acknowledged only after the statement that wrote it was committed with
+//! `synchronous_commit` on.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use sqlx::PgPool;
+use tokio::sync::oneshot;
+use tokio_util::task::TaskTracker;
+
+use super::StoreError;
+use super::crash;
+use crate::graph::checkpoint::{Commit, Due};
+use crate::ids::{RunId, ThreadId};
+
+/// Statements under way at once; the next batch gathers behind them.
+const SLOTS: usize = 2;
+/// The most commits of one statement.
+const MAX_BATCH: usize = 256;
+/// Pauses between tries of a commit whose run was locked or whose outcome is unknown.
+const RETRY_FIRST: Duration = Duration::from_millis(2);
+const RETRY_MAX: Duration = Duration::from_secs(1);
+/// So long a commit is tried while the database cannot be reached; the run's lease ends long before.
+const RETRY_FOR: Duration = Duration::from_secs(60);
+
+/// One run's commit with the authority that it is made under.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// The run.
+    pub run_id: RunId,
+    /// Its thread.
+    pub thread_id: ThreadId,
+    /// The fence of the grant.
+    pub fence: i64,
+    /// The root namespace's seq that the head must have.
+    pub root_seq: i64,
+    /// What to write.
+    pub commit: Arc<Commit>,
+}
+
+impl Request {
+    /// The root's seq after this commit.
+    fn next_root_seq(&self) -> i64 {
+        match &self.commit.checkpoint {
+            Some(row) if self.commit.namespace.is_empty() => row.position.seq,
+            _ => self.root_seq,
+        }
+    }
+
+    /// Whether it is a root checkpoint and nothing else, which the small statements can write.
+    fn is_plain(&self) -> bool {
+        let Commit { namespace, checkpoint, writes, waits, settles, stream, .. } = &*self.commit;
+        let plain_row = checkpoint.as_ref().is_some_and(|row| row.values.is_empty() && row.parent.is_none());
+        plain_row && namespace.is_empty() && writes.is_empty() && waits.is_empty() && !settles && stream.is_empty()
+    }
+}
+
+/// Why a commit was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum CommitError {
+    /// The run has another fence or head, or is gone: it is not this process's any more.
+    #[error("the run's fence or head has moved on")]
+    Fenced,
+    /// The database did not do it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Commits for all runs of one process over one pool.
+#[derive(Debug, Clone)]
+pub struct Committer(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    pool: PgPool,
+    state: Mutex<State>,
+    leaders: TaskTracker,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    waiting: VecDeque<(Request, oneshot::Sender<Verdict>)>,
+    leading: usize,
+    commits: u64,
+    statements: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    /// It is written.
+    Passed,
+    /// The gate left it out, or the outcome is unknown: look and try again.
+    Unsure,
+    /// The statement failed as a whole: try it alone.
+    Alone,
+}
+
+/// How many commits went out in how many statements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CommitterStats {
+    /// Commits that were acknowledged.
+    pub commits: u64,
+    /// Statements that wrote them.
+    pub statements: u64,
+}
+
+impl Committer {
+    /// A committer over `pool`.
+    #[must_use]
+    pub fn new(pool: PgPool) -> Self {
+        Self(Arc::new(Inner { pool, state: Mutex::default(), leaders: TaskTracker::new() }))
+    }
+
+    /// How many commits and statements there were so far.
+    #[must_use]
+    pub fn stats(&self) -> CommitterStats {
+        let state = self.0.lock();
+        CommitterStats { commits: state.commits, statements: state.statements }
+    }
+
+    /// Stores `request`: all of it or nothing. Returns after it is durable.
+    ///
+    /// # Errors
+    /// [`CommitError::Fenced`] when the run has moved on without this process.
+    pub async fn commit(&self, request: Request) -> Result<(), CommitError> {
+        let mut pause = RETRY_FIRST;
+        let mut waited = Duration::ZERO;
+        let mut alone = false;
+        loop {
+            let verdict = if alone {
+                alone = false;
+                match execute(&self.0.pool, std::slice::from_ref(&request)).await {
+                    Ok(passed) if passed.contains(&request.run_id) => Verdict::Passed,
+                    Ok(_) => Verdict::Unsure,
+                    // Alone, its failure is its own.
+                    Err(err) if !err.is_unavailable() => return Err(err.into()),
+                    Err(_) => Verdict::Unsure,
+                }
+            } else {
+                self.0.offer(request.clone()).await
+            };
+            match verdict {
+                Verdict::Passed => return Ok(()),
+                Verdict::Alone => alone = true,
+                Verdict::Unsure => match self.look(&request).await {
+                    Ok(Look::Written) => return Ok(()),
+                    Ok(Look::Fenced) => return Err(CommitError::Fenced),
+                    Ok(Look::Locked) => {}
+                    Err(err) if waited >= RETRY_FOR || !err.is_unavailable() => return Err(err.into()),
+                    Err(_) => {}
+                },
+            }
+            if !alone {
+                tokio::time::sleep(pause).await;
+                waited += pause;
+                pause = (pause * 2).min(RETRY_MAX);
+            }
+        }
+    }
+
+    /// What became of a commit that the gate left out or whose answer was lost.
+    async fn look(&self, request: &Request) -> Result<Look, StoreError> {
+        let head = sqlx::query!(
+            "select fence, seq, status from heads where run_id = $1",
+            request.run_id as RunId
+        )
+        .fetch_optional(&self.0.pool)
+        .await?;
+        let Some(head) = head.filter(|head| head.fence == request.fence && head.status == "running") else {
+            return Ok(Look::Fenced);
+        };
+        let advances = request.next_root_seq() != request.root_seq;
+        if advances && head.seq == request.next_root_seq() {
+            return Ok(Look::Written);
+        }
+        // Rows below the root are written with "on conflict do nothing": doing them again is harmless.
+        Ok(if head.seq == request.root_seq { Look::Locked } else { Look::Fenced })
+    }
+}
+
+enum Look {
+    Written,
+    Fenced,
+    Locked,
+}
+
+impl Inner {
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Leads a batch when a slot is free, else waits for a leader to take this request along.
+    async fn offer(self: &Arc<Self>, request: Request) -> Verdict {
+        let receiver = {
+            let mut state = self.lock();
+            if state.leading < SLOTS && state.waiting.is_empty() {
+                state.leading += 1;
+                None
+            } else {
+                let (sender, receiver) = oneshot::channel();
+                state.waiting.push_back((request.clone(), sender));
+                Some(receiver)
+            }
+        };
+        match receiver {
+            // A leader that was dropped with its run may have written: so its followers look.
+            Some(receiver) => receiver.await.unwrap_or(Verdict::Unsure),
+            None => {
+                let leading = Leading { inner: Arc::clone(self), given_up: false };
+                let verdicts = self.write(std::slice::from_ref(&request)).await;
+                drop(leading);
+                verdicts.into_iter().next().unwrap_or(Verdict::Unsure)
+            }
+        }
+    }
+
+    /// Writes what is waiting, until nothing is.
+    async fn lead(self: Arc<Self>) {
+        let mut leading = Leading { inner: Arc::clone(&self), given_up: false };
+        loop {
+            let (requests, senders): (Vec<Request>, Vec<oneshot::Sender<Verdict>>) = {
+                let mut state = self.lock();
+                let count = state.waiting.len().min(MAX_BATCH);
+                if count == 0 {
+                    // Given up under the same lock under which others queue: nobody is left behind.
+                    state.leading -= 1;
+                    leading.given_up = true;
+                    return;
+                }
+                state.waiting.drain(..count).unzip()
+            };
+            let verdicts = self.write(&requests).await;
+            for (sender, verdict) in senders.into_iter().zip(verdicts) {
+                // Nobody listens when the run was dropped meanwhile.
+                let _ = sender.send(verdict);
+            }
+        }
+    }
+
+    async fn write(&self, requests: &[Request]) -> Vec<Verdict> {
+        let result = execute(&self.pool, requests).await;
+        let verdicts: Vec<Verdict> = match &result {
+            Ok(passed) => requests
+                .iter()
+                .map(|request| if passed.contains(&request.run_id) { Verdict::Passed } else { Verdict::Unsure })
+                .collect(),
+            Err(err) => {
+                let verdict = if err.is_unavailable() { Verdict::Unsure } else { Verdict::Alone };
+                tracing::warn!(error = err as &dyn std::error::Error, commits = requests.len(), "a batch of commits failed");
+                vec![verdict; requests.len()]
+            }
+        };
+        let passed = verdicts.iter().filter(|verdict| **verdict == Verdict::Passed).count();
+        let mut state = self.lock();
+        state.statements += 1;
+        state.commits += u64::try_from(passed).unwrap_or(0);
+        verdicts
+    }
+}
+
+/// A slot under way; giving it up lets what waits go on, also when the leader's run was dropped.
+struct Leading {
+    inner: Arc<Inner>,
+    given_up: bool,
+}
+
+impl Drop for Leading {
+    fn drop(&mut self) {
+        if self.given_up {
+            return;
+        }
+        let mut state = self.inner.lock();
+        if state.waiting.is_empty() {
+            state.leading -= 1;
+            return;
+        }
+        drop(state);
+        // The slot goes to a task that leads for those who wait.
+        let inner = Arc::clone(&self.inner);
+        self.inner.leaders.spawn(async move { inner.lead().await });
+    }
+}
+
+async fn execute(pool: &PgPool, requests: &[Request]) -> Result<HashSet<RunId>, StoreError> {
+    crash::before("commit");
+    let passed = match requests {
+        [one] if one.is_plain() => execute_one(pool, one).await?,
+        many if many.iter().all(Request::is_plain) => execute_plain(pool, many).await?,
+        many => execute_full(pool, many).await?,
+    };
+    crash::after("commit");
+    Ok(passed)
+}
+
+/// One root checkpoint of one run.
+async fn execute_one(pool: &PgPool, request: &Request) -> Result<HashSet<RunId>, StoreError> {
+    let Some(row) = &request.commit.checkpoint else { return Ok(HashSet::new()) };
+    let result = sqlx::query!(
+        "with gate as materialized (
+           update heads set seq = $4, claims = 0
+            where run_id = $1 and fence = $2 and seq = $3 and status = 'running'
+           returning run_id)
+         insert into checkpoints (thread_id, run_id, seq, at, branch, source, namespace, next, changed, keyframe)
+         select $5, run_id, $4, cynai_now(), $6, $7, '', $8, $9, $10 from gate",
+        request.run_id as RunId,
+        request.fence,
+        request.root_seq,
+        row.position.seq,
+        request.thread_id as ThreadId,
+        row.position.branch,
+        row.source.code(),
+        row.next,
+        row.changed,
+        row.keyframe,
+    )
+    .execute(pool)
+    .await?;
+    Ok(if result.rows_affected() == 1 { HashSet::from([request.run_id]) } else { HashSet::new() })
+}
+
+/// Root checkpoints of several runs, one each.
+async fn execute_plain(pool: &PgPool, requests: &[Request]) -> Result<HashSet<RunId>, StoreError> {
+    let rows = || requests.iter().filter_map(|request| request.commit.checkpoint.as_ref().map(|row| (request, row)));
+    let passed = sqlx::query_scalar!(
+        r#"with b as (
+             select * from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::uuid[], $6::int[],
+                                  $7::smallint[], $8::text[], $9::bytea[], $10::bytea[])
+               as b (run_id, fence, root_seq, seq, thread_id, branch, source, next, changed, keyframe)),
+           gate as materialized (
+             select h.run_id from heads h join b using (run_id)
+              where h.fence = b.fence and h.seq = b.root_seq and h.status = 'running'
+              order by h.run_id for no key update of h skip locked),
+           moved as (
+             update heads h set seq = b.seq, claims = 0
+               from b join gate using (run_id) where h.run_id = b.run_id),
+           stored as (
+             insert into checkpoints (thread_id, run_id, seq, at, branch, source, namespace, next, changed, keyframe)
+             select b.thread_id, b.run_id, b.seq, cynai_now(), b.branch, b.source, '', b.next, b.changed, b.keyframe
+               from b join gate using (run_id))
+           select run_id as "run_id!: RunId" from gate"#,
+        &rows().map(|(request, _)| request.run_id.0).collect::<Vec<_>>(),
+        &rows().map(|(request, _)| request.fence).collect::<Vec<_>>(),
+        &rows().map(|(request, _)| request.root_seq).collect::<Vec<_>>(),
+        &rows().map(|(_, row)| row.position.seq).collect::<Vec<_>>(),
+        &rows().map(|(request, _)| request.thread_id.0).collect::<Vec<_>>(),
+        &rows().map(|(_, row)| row.position.branch).collect::<Vec<_>>(),
+        &rows().map(|(_, row)| row.source.code()).collect::<Vec<_>>(),
+        &rows().map(|(_, row)| row.next.clone()).collect::<Vec<_>>(),
+        &rows().map(|(_, row)| row.changed.clone()).collect::<Vec<_>>(),
+        &rows().map(|(_, row)| row.keyframe.clone()).collect::<Vec<_>>() as &[Option<Vec<u8>>],
+    )
+    .fetch_all(pool)
+    .await?;
+    Ok(passed.into_iter().collect())
+}
+
+/// Columns of the multi-row statement that writes everything a commit can hold.
+#[derive(Default)]
+struct Columns {
+    runs: Vec<uuid::Uuid>,
+    fences: Vec<i64>,
+    root_seqs: Vec<i64>,
+    next_seqs: Vec<i64>,
+    threads: Vec<uuid::Uuid>,
+    checkpoints: CheckpointColumns,
+    values: ValueColumns,
+    writes: WriteColumns,
+    waits: WaitColumns,
+    stream: StreamColumns,
+}
+
+#[derive(Default)]
+struct CheckpointColumns {
+    request: Vec<i32>,
+    namespace: Vec<String>,
+    branch: Vec<i32>,
+    seq: Vec<i64>,
+    parent_branch: Vec<Option<i32>>,
+    parent_seq: Vec<Option<i64>>,
+    source: Vec<i16>,
+    next: Vec<String>,
+    changed: Vec<Vec<u8>>,
+    keyframe: Vec<Option<Vec<u8>>>,
+    /// The seq that planned the superstep, when its waits are to be settled.
+    settles: Vec<Option<i64>>,
+}
+
+#[derive(Default)]
+struct ValueColumns {
+    request: Vec<i32>,
+    namespace: Vec<String>,
+    branch: Vec<i32>,
+    seq: Vec<i64>,
+    channel: Vec<String>,
+    value: Vec<Vec<u8>>,
+}
+
+#[derive(Default)]
+struct WriteColumns {
+    request: Vec<i32>,
+    namespace: Vec<String>,
+    branch: Vec<i32>,
+    seq: Vec<i64>,
+    task: Vec<uuid::Uuid>,
+    writes: Vec<Vec<u8>>,
+}
+
+#[derive(Default)]
+struct WaitColumns {
+    request: Vec<i32>,
+    namespace: Vec<String>,
+    branch: Vec<i32>,
+    seq: Vec<i64>,
+    task: Vec<uuid::Uuid>,
+    node: Vec<String>,
+    kind: Vec<String>,
+    attempt: Vec<i32>,
+    settled: Vec<bool>,
+    after: Vec<Option<f64>>,
+    at: Vec<Option<chrono::DateTime<chrono::Utc>>>,
+    name: Vec<Option<String>>,
+    data: Vec<Option<Vec<u8>>>,
+}
+
+#[derive(Default)]
+struct StreamColumns {
+    request: Vec<i32>,
+    seq: Vec<i64>,
+    place: Vec<i32>,
+    mode: Vec<String>,
+    namespace: Vec<String>,
+    data: Vec<Vec<u8>>,
+}
+
+impl Columns {
+    fn of(requests: &[Request]) -> Self {
+        let mut columns = Self::default();
+        for (number, request) in (0_i32..).zip(requests) {
+            columns.push(number, request);
+        }
+        columns
+    }
+
+    fn push(&mut self, number: i32, request: &Request) {
+        let commit = &*request.commit;
+        self.runs.push(request.run_id.0);
+        self.fences.push(request.fence);
+        self.root_seqs.push(request.root_seq);
+        self.next_seqs.push(request.next_root_seq());
+        self.threads.push(request.thread_id.0);
+        if let Some(row) = &commit.checkpoint {
+            let to = &mut self.checkpoints;
+            to.request.push(number);
+            to.namespace.push(commit.namespace.clone());
+            to.branch.push(row.position.branch);
+            to.seq.push(row.position.seq);
+            to.parent_branch.push(row.parent.map(|parent| parent.branch));
+            to.parent_seq.push(row.parent.map(|parent| parent.seq));
+            to.source.push(row.source.code());
+            to.next.push(row.next.clone());
+            to.changed.push(row.changed.clone());
+            to.keyframe.push(row.keyframe.clone());
+            to.settles.push(commit.settles.then_some(commit.planned.seq));
+            for (channel, value) in &row.values {
+                let to = &mut self.values;
+                to.request.push(number);
+                to.namespace.push(commit.namespace.clone());
+                to.branch.push(row.position.branch);
+                to.seq.push(row.position.seq);
+                to.channel.push(channel.clone());
+                to.value.push(value.clone());
+            }
+        }
+        for (task, writes) in &commit.writes {
+            let to = &mut self.writes;
+            to.request.push(number);
+            to.namespace.push(commit.namespace.clone());
+            to.branch.push(commit.planned.branch);
+            to.seq.push(commit.planned.seq);
+            to.task.push(task.0);
+            to.writes.push(writes.clone());
+        }
+        self.push_waits(number, commit);
+        for row in &commit.stream {
+            let to = &mut self.stream;
+            to.request.push(number);
+            to.seq.push(row.seq);
+            to.place.push(row.place);
+            to.mode.push(row.mode.to_owned());
+            to.namespace.push(row.namespace.clone());
+            to.data.push(row.data.clone());
+        }
+    }
+
+    fn push_waits(&mut self, number: i32, commit: &Commit) {
+        for wait in &commit.waits {
+            let to = &mut self.waits;
+            to.request.push(number);
+            to.namespace.push(commit.namespace.clone());
+            to.branch.push(commit.planned.branch);
+            to.seq.push(commit.planned.seq);
+            to.task.push(wait.task.0);
+            to.node.push(wait.node.clone());
+            to.kind.push(wait.kind.as_str().to_owned());
+            to.attempt.push(i32::try_from(wait.attempt).unwrap_or(i32::MAX));
+            to.settled.push(wait.settled);
+            to.after.push(match wait.due {
+                Some(Due::After(duration)) => Some(duration.as_secs_f64()),
+                _ => None,
+            });
+            to.at.push(match wait.due {
+                Some(Due::At(at)) => Some(at),
+                _ => None,
+            });
+            to.name.push(wait.name.clone());
+            to.data.push(wait.data.clone());
+        }
+    }
+}
+
+/// Anything that commits can hold.
+///
+/// An event that a wait names may have come before the wait: it is taken from `events` in the same
+/// statement. A sender of events locks the head first, so the two cannot pass each other.
+async fn execute_full(pool: &PgPool, requests: &[Request]) -> Result<HashSet<RunId>, StoreError> {
+    let c = Columns::of(requests);
+    let passed = sqlx::query_scalar!(
+        r#"with b as (
+             select * from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::uuid[])
+               with ordinality as b (run_id, fence, root_seq, next_seq, thread_id, number)),
+           gate as materialized (
+             select b.number - 1 as request, b.run_id, b.thread_id, b.root_seq, b.next_seq
+               from heads h join b using (run_id)
+              where h.fence = b.fence and h.seq = b.root_seq and h.status = 'running'
+              order by h.run_id for no key update of h skip locked),
+           ck as (
+             select g.run_id, g.thread_id, c.* from unnest($6::int[], $7::text[], $8::int[], $9::bigint[], $10::int[],
+                $11::bigint[], $12::smallint[], $13::text[], $14::bytea[], $15::bytea[], $16::bigint[])
+               as c (request, namespace, branch, seq, parent_branch, parent_seq, source, next, changed, keyframe, settles)
+               join gate g using (request)),
+           stored as (
+             insert into checkpoints (thread_id, run_id, seq, at, parent_seq, branch, parent_branch, source,
+                                      namespace, next, changed, keyframe)
+             select thread_id, run_id, seq, cynai_now(), parent_seq, branch, parent_branch, source,
+                    namespace, next, changed, keyframe from ck
+             on conflict do nothing),
+           stored_values as (
+             insert into channel_values (thread_id, namespace, branch, seq, channel, value)
+             select g.thread_id, v.namespace, v.branch, v.seq, v.channel, v.value
+               from unnest($17::int[], $18::text[], $19::int[], $20::bigint[], $21::text[], $22::bytea[])
+                 as v (request, namespace, branch, seq, channel, value) join gate g using (request)
+             on conflict do nothing),
+           w as (
+             select g.thread_id, w.* from unnest($23::int[], $24::text[], $25::int[], $26::bigint[], $27::uuid[], $28::bytea[])
+               as w (request, namespace, branch, seq, task_id, writes) join gate g using (request)),
+           stored_writes as (
+             insert into writes (thread_id, namespace, branch, seq, task_id, writes)
+             select thread_id, namespace, branch, seq, task_id, writes from w
+             on conflict do nothing),
+           settled as (
+             update pending p set settled = true from w
+              where p.thread_id = w.thread_id and p.namespace = w.namespace and p.branch = w.branch
+                and p.seq = w.seq and p.task_id = w.task_id and not p.settled),
+           settled_all as (
+             update pending p set settled = true from ck
+              where ck.settles is not null and p.thread_id = ck.thread_id and p.namespace = ck.namespace
+                and p.branch = ck.branch and p.seq = ck.settles and not p.settled
+                and not exists (select from w where w.task_id = p.task_id)),
+           waits as (
+             select g.run_id, g.thread_id, p.*,
+                    coalesce(p.at, cynai_now() + make_interval(secs => p.after)) as due
+               from unnest($29::int[], $30::text[], $31::int[], $32::bigint[], $33::uuid[], $34::text[], $35::text[],
+                           $36::int[], $37::boolean[], $38::float8[], $39::timestamptz[], $40::text[], $41::bytea[])
+                 as p (request, namespace, branch, seq, task_id, node, kind, attempt, settled, after, at, name, data)
+               join gate g using (request)),
+           arrived as materialized (
+             delete from events e using (
+               select distinct on (e.thread_id, e.event_id) e.thread_id, e.event_id, w.task_id
+                 from (select *, row_number() over (partition by thread_id, name order by task_id) as turn
+                         from waits where kind = 'event' and not settled) w
+                 join lateral (select e.thread_id, e.event_id, row_number() over (order by e.event_id) as turn
+                                 from events e where e.thread_id = w.thread_id and e.name = w.name
+                                 order by e.event_id limit 1000) e on e.turn = w.turn) x
+              where e.thread_id = x.thread_id and e.event_id = x.event_id
+             returning x.task_id, e.payload),
+           stored_waits as (
+             insert into pending (thread_id, namespace, branch, seq, task_id, run_id, node, kind, attempt, settled,
+                                  due, name, data, answer)
+             select w.thread_id, w.namespace, w.branch, w.seq, w.task_id, w.run_id, w.node, w.kind, w.attempt,
+                    w.settled or a.task_id is not null, w.due, w.name, w.data, a.payload
+               from waits w left join arrived a using (task_id)
+             on conflict (thread_id, namespace, branch, seq, task_id) do update
+                set run_id = excluded.run_id, kind = excluded.kind, attempt = excluded.attempt,
+                    settled = excluded.settled, due = excluded.due, name = excluded.name, data = excluded.data,
+                    answer = case when excluded.kind = 'interrupt' and pending.kind = 'interrupt'
+                                  then pending.answer else excluded.answer end),
+           moved as (
+             update heads h set seq = g.next_seq, claims = 0, wake = h.wake + g.arrived
+               from (select gate.run_id, max(gate.next_seq) as next_seq,
+                            (select count(*) from waits join arrived using (task_id)
+                              where waits.run_id = gate.run_id) as arrived
+                       from gate group by gate.run_id) g
+              where h.run_id = g.run_id),
+           streamed as (
+             insert into stream_events (run_id, seq, place, mode, namespace, data)
+             select g.run_id, s.seq, s.place, s.mode, s.namespace, s.data
+               from unnest($42::int[], $43::bigint[], $44::int[], $45::text[], $46::text[], $47::bytea[])
+                 as s (request, seq, place, mode, namespace, data) join gate g using (request)
+             on conflict do nothing)
+           select distinct run_id as "run_id!: RunId" from gate"#,
+        &c.runs,
+        &c.fences,
+        &c.root_seqs,
+        &c.next_seqs,
+        &c.threads,
+        &c.checkpoints.request,
+        &c.checkpoints.namespace,
+        &c.checkpoints.branch,
+        &c.checkpoints.seq,
+        &c.checkpoints.parent_branch as &[Option<i32>],
+        &c.checkpoints.parent_seq as &[Option<i64>],
+        &c.checkpoints.source,
+        &c.checkpoints.next,
+        &c.checkpoints.changed,
+        &c.checkpoints.keyframe as &[Option<Vec<u8>>],
+        &c.checkpoints.settles as &[Option<i64>],
+        &c.values.request,
+        &c.values.namespace,
+        &c.values.branch,
+        &c.values.seq,
+        &c.values.channel,
+        &c.values.value,
+        &c.writes.request,
+        &c.writes.namespace,
+        &c.writes.branch,
+        &c.writes.seq,
+        &c.writes.task,
+        &c.writes.writes,
+        &c.waits.request,
+        &c.waits.namespace,
+        &c.waits.branch,
+        &c.waits.seq,
+        &c.waits.task,
+        &c.waits.node,
+        &c.waits.kind,
+        &c.waits.attempt,
+        &c.waits.settled,
+        &c.waits.after as &[Option<f64>],
+        &c.waits.at as &[Option<chrono::DateTime<chrono::Utc>>],
+        &c.waits.name as &[Option<String>],
+        &c.waits.data as &[Option<Vec<u8>>],
+        &c.stream.request,
+        &c.stream.seq,
+        &c.stream.place,
+        &c.stream.mode,
+        &c.stream.namespace,
+        &c.stream.data,
+    )
+    .fetch_all(pool)
+    .await?;
+    Ok(passed.into_iter().collect())
+}

@@ -1,0 +1,70 @@
+//! Points at which a test may kill this process: before and after every COMMIT.
+//!
+//! A test starts a server with `CYNAI_CRASH_LOG=FILE` to have each point's number and name appended to
+//! a file, and with `CYNAI_CRASH_AT=N` to have the process killed (SIGKILL, as by a power cut) at the
+//! Nth point. The points exist in builds with debug assertions only; in others they are nothing.
+//!
+//! **Invariant:** every COMMIT of a write goes through [`before`] and [`after`].
+
+/// A write is about to be committed.
+pub fn before(name: &'static str) {
+    point("before", name);
+}
+
+/// A write was committed.
+pub fn after(name: &'static str) {
+    point("after", name);
+}
+
+#[cfg(not(debug_assertions))]
+fn point(_when: &'static str, _name: &'static str) {}
+
+#[cfg(debug_assertions)]
+fn point(when: &'static str, name: &'static str) {
+    use std::io::Write;
+    use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    struct Plan {
+        at: Option<u64>,
+        log: Option<std::path::PathBuf>,
+    }
+    static PLAN: OnceLock<Plan> = OnceLock::new();
+    static PASSED: AtomicU64 = AtomicU64::new(0);
+
+    let plan = PLAN.get_or_init(|| {
+        #[expect(clippy::disallowed_methods, reason = "a switch for tests, absent from release builds")]
+        let var = |name: &str| std::env::var(name).ok();
+        Plan {
+            at: var("CYNAI_CRASH_AT").and_then(|at| at.parse().ok()),
+            log: var("CYNAI_CRASH_LOG").map(Into::into),
+        }
+    });
+    if plan.at.is_none() && plan.log.is_none() {
+        return;
+    }
+    let number = PASSED.fetch_add(1, Ordering::SeqCst) + 1;
+    if let Some(log) = &plan.log
+        && let Ok(mut file) = std::fs::OpenOptions::new().create(true).append(true).open(log)
+    {
+        let _ = writeln!(file, "{number} {when} {name}");
+    }
+    if plan.at == Some(number) {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL);
+        // The signal is delivered before this returns to the caller; parking makes that certain.
+        loop {
+            std::thread::park();
+        }
+    }
+}
+
+/// Commits `tx` between two crash points.
+///
+/// # Errors
+/// The database's.
+pub async fn commit(tx: sqlx::Transaction<'_, sqlx::Postgres>, name: &'static str) -> Result<(), sqlx::Error> {
+    before(name);
+    tx.commit().await?;
+    after(name);
+    Ok(())
+}

@@ -1,0 +1,107 @@
+//! What activations wait for, as people and services see it.
+//!
+//! **Invariant:** an answer settles a question once; the row's lock decides between two.
+
+use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
+
+use super::StoreError;
+use crate::ids::{RunId, TaskId, ThreadId};
+
+/// An activation that waits.
+#[derive(Debug, Clone)]
+pub struct WaitingTask {
+    /// The activation.
+    pub task_id: TaskId,
+    /// The run that asked.
+    pub run_id: RunId,
+    /// Its namespace, empty for the root.
+    pub namespace: String,
+    /// The seq of the checkpoint that planned it.
+    pub seq: i64,
+    /// The branch of that.
+    pub branch: i32,
+    /// The node's name.
+    pub node: String,
+    /// What is waited for.
+    pub kind: String,
+    /// Which attempt this is.
+    pub attempt: i32,
+    /// When the wait is over by itself.
+    pub due: Option<DateTime<Utc>>,
+    /// JSON of the wait.
+    pub data: Option<Vec<u8>>,
+    /// JSON of the answers so far.
+    pub answer: Option<Vec<u8>>,
+}
+
+/// What is not settled in a thread's superstep: in the root after `seq`, and in the subgraphs below.
+pub async fn open(db: &mut PgConnection, thread: ThreadId, branch: i32, seq: i64) -> Result<Vec<WaitingTask>, StoreError> {
+    let rows = sqlx::query_as!(
+        WaitingTask,
+        r#"select task_id as "task_id: TaskId", run_id as "run_id: RunId", namespace, seq, branch, node, kind, attempt,
+                  due, data, answer
+             from pending p
+            where thread_id = $1 and branch = $2 and not settled
+              and (namespace <> '' or seq = $3)
+              and (namespace = '' or not exists (
+                     select from checkpoints c where c.thread_id = p.thread_id and c.namespace = p.namespace
+                        and c.branch = p.branch and c.seq > p.seq))
+            order by namespace, seq, task_id"#,
+        thread as ThreadId,
+        branch,
+        seq,
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(rows)
+}
+
+/// Answers a question: its answers so far and the new one. False when it was settled meanwhile.
+pub async fn answer(
+    db: &mut PgConnection,
+    thread: ThreadId,
+    waiting: &WaitingTask,
+    answers: &[u8],
+) -> Result<bool, StoreError> {
+    let result = sqlx::query!(
+        "update pending set answer = $6, settled = true
+          where thread_id = $1 and namespace = $2 and branch = $3 and seq = $4 and task_id = $5 and not settled",
+        thread as ThreadId,
+        waiting.namespace,
+        waiting.branch,
+        waiting.seq,
+        waiting.task_id as TaskId,
+        answers,
+    )
+    .execute(db)
+    .await?;
+    Ok(result.rows_affected() == 1)
+}
+
+/// Stores a question that the driver itself asks about a run, outside any activation.
+pub async fn ask(
+    db: &mut PgConnection,
+    thread: ThreadId,
+    run: RunId,
+    branch: i32,
+    seq: i64,
+    task: TaskId,
+    data: &[u8],
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "insert into pending (thread_id, namespace, branch, seq, task_id, run_id, node, kind, data)
+         values ($1, '', $2, $3, $4, $5, '', 'interrupt', $6)
+         on conflict (thread_id, namespace, branch, seq, task_id) do update
+            set settled = false, answer = null, data = excluded.data, run_id = excluded.run_id",
+        thread as ThreadId,
+        branch,
+        seq,
+        task as TaskId,
+        run as RunId,
+        data,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}

@@ -1,0 +1,229 @@
+//! Signals that shorten a wait: something was queued, a run moved, a run was ended from outside.
+//!
+//! Everything that they tell of is in the tables, and whoever waits also polls; a lost signal costs
+//! time, never a result. Within the process a signal is a function call. Between processes one
+//! connection sends at most one NOTIFY a millisecond, with everything that gathered meanwhile: a NOTIFY
+//! in each step's commit would put all commits in a row.
+//!
+//! **Invariant:** nothing is decided here.
+
+use std::collections::{HashMap, HashSet};
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use sqlx::postgres::PgListener;
+use sqlx::PgPool;
+use tokio::sync::{Notify, broadcast, watch};
+
+use crate::ids::RunId;
+
+/// The PostgreSQL channel.
+const CHANNEL: &str = "cynai";
+/// The least time between two NOTIFYs.
+const GATHER: Duration = Duration::from_millis(1);
+/// A payload may have 8,000 bytes; over that many names the receivers are told to look at everything.
+const MAX_NAMES: usize = 150;
+/// After a lost connection.
+const RECONNECT: Duration = Duration::from_secs(1);
+
+/// The signals of one process.
+#[derive(Debug)]
+pub struct Signals {
+    waiters: Mutex<HashMap<RunId, watch::Sender<u64>>>,
+    outbox: Mutex<Outbox>,
+    send: Notify,
+    queued: Notify,
+    ended: broadcast::Sender<RunId>,
+}
+
+#[derive(Debug, Default)]
+struct Outbox {
+    queued: bool,
+    moved: HashSet<RunId>,
+    ended: HashSet<RunId>,
+}
+
+/// Waits for one run to move.
+#[derive(Debug)]
+pub struct Subscription {
+    run: RunId,
+    moved: watch::Receiver<u64>,
+    signals: Arc<Signals>,
+}
+
+impl Default for Signals {
+    fn default() -> Self {
+        Self {
+            waiters: Mutex::default(),
+            outbox: Mutex::default(),
+            send: Notify::new(),
+            queued: Notify::new(),
+            ended: broadcast::channel(1024).0,
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Signals {
+    /// A run was made claimable: drivers of all processes look.
+    pub fn queued(&self) {
+        lock(&self.outbox).queued = true;
+        self.send.notify_one();
+    }
+
+    /// A run committed something; with `everywhere`, readers in other processes are told too.
+    pub fn run_moved(&self, run: RunId, everywhere: bool) {
+        self.wake(run);
+        if everywhere {
+            lock(&self.outbox).moved.insert(run);
+            self.send.notify_one();
+        }
+    }
+
+    /// A run has ended: its readers finish, and a driver that still holds it drops it.
+    pub fn run_ended(&self, run: RunId) {
+        self.wake(run);
+        lock(&self.outbox).ended.insert(run);
+        self.send.notify_one();
+    }
+
+    /// Waits until something was queued, in whatever process.
+    pub async fn wait_queued(&self) {
+        self.queued.notified().await;
+    }
+
+    /// Runs that ended, as they are told.
+    #[must_use]
+    pub fn ended(&self) -> broadcast::Receiver<RunId> {
+        self.ended.subscribe()
+    }
+
+    /// Is told of each move of `run` from now on.
+    #[must_use]
+    pub fn subscribe(self: &Arc<Self>, run: RunId) -> Subscription {
+        let moved = lock(&self.waiters).entry(run).or_insert_with(|| watch::channel(0).0).subscribe();
+        Subscription { run, moved, signals: Arc::clone(self) }
+    }
+
+    fn wake(&self, run: RunId) {
+        if let Some(waiter) = lock(&self.waiters).get(&run) {
+            waiter.send_modify(|moves| *moves += 1);
+        }
+    }
+
+    fn wake_all(&self) {
+        for waiter in lock(&self.waiters).values() {
+            waiter.send_modify(|moves| *moves += 1);
+        }
+        self.queued.notify_one();
+    }
+
+    /// Sends what gathers, and hears what others send, until dropped. `direct` must not go through a pooler that
+    /// hands the session to others.
+    pub async fn run(&self, direct: PgPool) {
+        tokio::join!(self.send_all(&direct), self.hear_all(&direct));
+    }
+
+    async fn send_all(&self, pool: &PgPool) {
+        loop {
+            self.send.notified().await;
+            while let Some(payload) = self.take() {
+                if let Err(err) = notify(pool, &payload).await {
+                    tracing::debug!(error = &err as &dyn std::error::Error, "a signal could not be sent");
+                    tokio::time::sleep(RECONNECT).await;
+                }
+                tokio::time::sleep(GATHER).await;
+            }
+        }
+    }
+
+    fn take(&self) -> Option<String> {
+        let Outbox { queued, moved, ended } = std::mem::take(&mut *lock(&self.outbox));
+        if !queued && moved.is_empty() && ended.is_empty() {
+            return None;
+        }
+        let mut parts: Vec<String> = Vec::new();
+        if queued {
+            parts.push("q".to_owned());
+        }
+        if moved.len() + ended.len() > MAX_NAMES {
+            parts.push("*".to_owned());
+        } else {
+            parts.extend(ended.iter().map(|run| format!("e{run}")));
+            parts.extend(moved.difference(&ended).map(|run| format!("m{run}")));
+        }
+        Some(parts.join(" "))
+    }
+
+    async fn hear_all(&self, pool: &PgPool) {
+        loop {
+            if let Err(err) = self.hear(pool).await {
+                tracing::debug!(error = &err as &dyn std::error::Error, "signals cannot be heard; polling goes on");
+            }
+            self.wake_all();
+            tokio::time::sleep(RECONNECT).await;
+        }
+    }
+
+    async fn hear(&self, pool: &PgPool) -> Result<(), sqlx::Error> {
+        let mut listener = PgListener::connect_with(pool).await?;
+        listener.listen(CHANNEL).await?;
+        self.wake_all();
+        // `None` is a connection that was lost: what was sent meanwhile is lost too.
+        while let Some(notification) = listener.try_recv().await? {
+            self.heard(notification.payload());
+        }
+        Ok(())
+    }
+
+    fn heard(&self, payload: &str) {
+        for part in payload.split(' ') {
+            match part.split_at_checked(1) {
+                Some(("q", _)) => self.queued.notify_one(),
+                Some(("*", _)) => self.wake_all(),
+                Some((kind @ ("e" | "m"), id)) => {
+                    let Ok(run) = RunId::from_str(id) else { continue };
+                    self.wake(run);
+                    if kind == "e" {
+                        // No receiver is no driver in this process.
+                        let _ = self.ended.send(run);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+async fn notify(pool: &PgPool, payload: &str) -> Result<(), sqlx::Error> {
+    // A signal need not survive a crash, so its commit need not wait for the disk. The setting ends with the statement.
+    sqlx::query!(
+        "select set_config('synchronous_commit', 'off', true), pg_notify($1, $2)",
+        CHANNEL,
+        payload
+    )
+    .fetch_one(pool)
+    .await?;
+    Ok(())
+}
+
+impl Subscription {
+    /// Waits for the next move, at most `most`.
+    pub async fn moved(&mut self, most: Duration) {
+        // Time's up and a sender that is gone both mean: look.
+        let _ = tokio::time::timeout(most, self.moved.changed()).await;
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        let mut waiters = lock(&self.signals.waiters);
+        if waiters.get(&self.run).is_some_and(|waiter| waiter.receiver_count() <= 1) {
+            waiters.remove(&self.run);
+        }
+    }
+}
