@@ -14,6 +14,7 @@ mod checkpoint_id;
 mod checks;
 pub mod drawing;
 pub mod error;
+mod health;
 pub mod runs;
 pub mod state;
 pub mod stream;

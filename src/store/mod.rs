@@ -14,6 +14,7 @@ pub mod crash;
 pub mod embedded;
 pub mod graphs;
 pub mod jobs;
+pub mod health;
 pub mod pending;
 pub mod queue;
 pub mod runs;
