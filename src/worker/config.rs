@@ -142,7 +142,7 @@ pub struct Limits {
 }
 
 /// How long things may take, in seconds.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Timeouts {
     /// For a job that names no timeout.
