@@ -149,7 +149,8 @@ fn config_from_args(args: &WorkerArgs) -> anyhow::Result<WorkerConfig> {
 
 /// A file may leave the token out: then it comes from the token file, as without a configuration.
 fn from_file(path: &Path, args: &WorkerArgs) -> anyhow::Result<WorkerConfig> {
-    let text = fs::read_to_string(path).with_context(|| format!("could not read {}", path.display()))?;
+    let text =
+        fs::read_to_string(path).with_context(|| format!("could not read {}", path.display()))?;
     if text.len() as u64 > MAX_CONFIG_BYTES {
         bail!("{} is over {MAX_CONFIG_BYTES} bytes", path.display());
     }
@@ -175,12 +176,15 @@ fn token(args: &WorkerArgs, state_dir: &Path) -> anyhow::Result<Token> {
         Err(err) if err.kind() == std::io::ErrorKind::NotFound && args.token_file.is_none() => {
             let token = Token::random();
             fs::DirBuilder::new().recursive(true).mode(0o700).create(state_dir)?;
-            let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&own)?;
+            let mut file =
+                fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&own)?;
             writeln!(file, "{}", token.expose())?;
             tracing::info!("a token was made and written to {}", own.display());
             Ok(token)
         }
-        Err(err) => Err(err).with_context(|| format!("could not read the token in {}", path.display())),
+        Err(err) => {
+            Err(err).with_context(|| format!("could not read the token in {}", path.display()))
+        }
     }
 }
 

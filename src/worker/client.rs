@@ -37,7 +37,11 @@ pub enum ClientError {
     Busy { problem: Box<Problem>, retry_after: Duration },
     /// No answer, or none that says what happened: the outcome is unknown.
     #[error("no usable answer from the worker: {reason}")]
-    Unreachable { reason: String, #[source] source: Option<reqwest::Error> },
+    Unreachable {
+        reason: String,
+        #[source]
+        source: Option<reqwest::Error>,
+    },
     /// The token is not the worker's.
     #[error("the worker did not accept the token")]
     Unauthorized,
@@ -83,7 +87,11 @@ impl WorkerClient {
     }
 
     /// Results that were not acknowledged yet, oldest first; waits for the first one, at most a minute.
-    pub async fn finished(&self, wait: Duration, limit: usize) -> Result<FinishedJobs, ClientError> {
+    pub async fn finished(
+        &self,
+        wait: Duration,
+        limit: usize,
+    ) -> Result<FinishedJobs, ClientError> {
         let wait = wait.min(Duration::from_secs(60));
         let query = format!("state=finished&wait={}&limit={limit}", wait.as_secs());
         self.send(self.get(&format!("/v1/worker/jobs?{query}")), wait + QUICK).await
@@ -97,7 +105,11 @@ impl WorkerClient {
     }
 
     /// Asks for the end of a job. Safe to repeat.
-    pub async fn stop(&self, task_id: uuid::Uuid, job_id: JobId) -> Result<StopAnswer, ClientError> {
+    pub async fn stop(
+        &self,
+        task_id: uuid::Uuid,
+        job_id: JobId,
+    ) -> Result<StopAnswer, ClientError> {
         let body = StopRequest { version: VERSION, task_id, job_id };
         self.send(self.post("/v1/worker/jobs:stop", &body), QUICK).await
     }
@@ -125,7 +137,9 @@ impl WorkerClient {
     }
 
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        self.http.request(method, format!("{}{path}", self.base_url)).bearer_auth(self.token.expose())
+        self.http
+            .request(method, format!("{}{path}", self.base_url))
+            .bearer_auth(self.token.expose())
     }
 
     async fn send<T: DeserializeOwned>(
@@ -137,7 +151,8 @@ impl WorkerClient {
         let status = response.status();
         let body = read(response).await?;
         if status.is_success() {
-            return serde_json::from_slice(&body).map_err(|err| unusable(format!("bad answer: {err}")));
+            return serde_json::from_slice(&body)
+                .map_err(|err| unusable(format!("bad answer: {err}")));
         }
         Err(refusal(status, &body))
     }
@@ -208,7 +223,9 @@ mod tests {
     #[test]
     fn a_caller_learns_whether_anything_was_accepted() {
         let problem = |status: u16, more: &str| {
-            format!(r#"{{"type":"urn:cynai:problem:x","title":"X","status":{status},"detail":"d"{more}}}"#)
+            format!(
+                r#"{{"type":"urn:cynai:problem:x","title":"X","status":{status},"detail":"d"{more}}}"#
+            )
         };
         check(400, &problem(400, ""), "refused");
         check(409, &problem(409, ""), "refused");

@@ -31,7 +31,11 @@ pub enum LocalWorkerError {
     #[error("could not find this program's own file")]
     NoProgram(#[source] std::io::Error),
     #[error("could not start {program}")]
-    Spawn { program: PathBuf, #[source] source: std::io::Error },
+    Spawn {
+        program: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("could not hand the worker its configuration")]
     Configure(#[source] std::io::Error),
     #[error("the worker ended before it listened; its messages are above")]
@@ -70,14 +74,13 @@ impl LocalWorker {
         command.env_clear().current_dir("/").process_group(0).kill_on_drop(true);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
         let spawned = command.spawn();
-        let mut child =
-            spawned.map_err(|source| LocalWorkerError::Spawn { program, source })?;
+        let mut child = spawned.map_err(|source| LocalWorkerError::Spawn { program, source })?;
         let (input, output) = (child.stdin.take(), child.stdout.take());
         let (Some(mut input), Some(output)) = (input, output) else {
             return Err(LocalWorkerError::EndedEarly);
         };
-        let mut line = serde_json::to_vec(config)
-            .map_err(|err| LocalWorkerError::Configure(err.into()))?;
+        let mut line =
+            serde_json::to_vec(config).map_err(|err| LocalWorkerError::Configure(err.into()))?;
         line.push(b'\n');
         let first_line = async {
             input.write_all(&line).await.map_err(LocalWorkerError::Configure)?;

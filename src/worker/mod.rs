@@ -20,4 +20,4 @@ pub mod client;
 pub mod local;
 
 #[cfg(test)]
-mod tests {}
+mod tests;

@@ -43,7 +43,11 @@ pub enum AgentError {
     #[error("the configuration cannot be used")]
     Config(#[from] ConfigError),
     #[error("could not listen on {address}")]
-    Listen { address: SocketAddr, #[source] source: std::io::Error },
+    Listen {
+        address: SocketAddr,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("the state directory cannot be used")]
     Jobs(#[from] JobsError),
     #[error("the sandbox driver could not start")]
@@ -137,7 +141,10 @@ async fn probe(driver: &dyn SandboxDriver, tell: &watch::Sender<Readiness>) {
                 return;
             }
             Err(err) => {
-                tracing::error!(error = &err as &dyn std::error::Error, "sandboxes do not work: jobs are refused");
+                tracing::error!(
+                    error = &err as &dyn std::error::Error,
+                    "sandboxes do not work: jobs are refused"
+                );
                 tell.send_replace(Some(Err(err.to_string())));
             }
         }
@@ -150,7 +157,8 @@ async fn probe(driver: &dyn SandboxDriver, tell: &watch::Sender<Readiness>) {
 pub fn close_inherited_descriptors() {
     let Ok(entries) = fs::read_dir("/proc/self/fdinfo") else { return };
     let numbers = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    let inherited: Vec<RawFd> = numbers.filter(|number| *number > 2 && survives_exec(*number)).collect();
+    let inherited: Vec<RawFd> =
+        numbers.filter(|number| *number > 2 && survives_exec(*number)).collect();
     for number in inherited {
         let _ = nix::unistd::close(number);
     }

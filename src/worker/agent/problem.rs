@@ -73,7 +73,9 @@ impl From<JobsError> for Problem {
         match err {
             JobsError::Conflict { .. } => Self::new(StatusCode::CONFLICT, "job-conflict", text),
             JobsError::Unknown { .. } => Self::new(StatusCode::NOT_FOUND, "unknown-job", text),
-            JobsError::NotFinished { .. } => Self::new(StatusCode::CONFLICT, "job-not-finished", text),
+            JobsError::NotFinished { .. } => {
+                Self::new(StatusCode::CONFLICT, "job-not-finished", text)
+            }
             JobsError::Full { retry_after, .. } => {
                 let seconds = retry_after.as_secs().max(1);
                 Self::new(StatusCode::TOO_MANY_REQUESTS, "worker-full", text).retry_after(seconds)
@@ -82,7 +84,10 @@ impl From<JobsError> for Problem {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "shutting-down", text).retry_after(5)
             }
             JobsError::Disk(err) => {
-                tracing::error!(error = &err as &dyn std::error::Error, "the state directory failed");
+                tracing::error!(
+                    error = &err as &dyn std::error::Error,
+                    "the state directory failed"
+                );
                 let detail = "the worker could not use its state directory";
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, "worker-fault", detail)
             }

@@ -28,8 +28,8 @@ use crate::worker::jobs::run::admissible;
 use crate::worker::jobs::{Accepted, Jobs};
 use crate::worker::sandbox::Enforcement;
 use crate::worker::wire::{
-    Acknowledged, FinishedJobs, JobErrorKind, JobRequest, JobResult, JobState, JobStatus, StopAnswer,
-    StopRequest, VERSION, supported,
+    Acknowledged, FinishedJobs, JobErrorKind, JobRequest, JobResult, JobState, JobStatus,
+    StopAnswer, StopRequest, VERSION, supported,
 };
 
 /// How long a client may take to send a body.
@@ -222,9 +222,8 @@ async fn run(
     let job = request.job_id;
     admit(&api, request).await?;
     let ended = api.jobs.ended(job).await?;
-    let fault = |detail: &str| {
-        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "sandbox-failed", detail)
-    };
+    let fault =
+        |detail: &str| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "sandbox-failed", detail);
     let result = ended.result.ok_or_else(|| fault("the result is missing"))?;
     match &result.error {
         Some(error) if error.kind == JobErrorKind::SandboxFailed => Err(fault(&error.message)),
@@ -264,7 +263,9 @@ async fn finished(
     }
     let wait = query.wait.unwrap_or(0);
     if wait > MAX_WAIT_SECONDS {
-        return Err(Problem::invalid(format!("`wait` is over its limit of {MAX_WAIT_SECONDS} seconds")));
+        return Err(Problem::invalid(format!(
+            "`wait` is over its limit of {MAX_WAIT_SECONDS} seconds"
+        )));
     }
     let limit = query.limit.unwrap_or(20);
     Ok(Json(api.jobs.finished(Duration::from_secs(wait), limit).await?))

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 /// Open connections; more wait in the kernel's backlog.
 const MAX_CONNECTIONS: usize = 1024;
 /// How long a client may take to send the head of a request.
-const HEADER_PATIENCE: Duration = Duration::from_secs(15);
+const HEADER_PATIENCE: Duration = Duration::from_secs(10);
 /// The most headers of one request, and the bytes of its head.
 const MAX_HEADERS: usize = 64;
 const MAX_HEAD_BYTES: usize = 32 << 10;

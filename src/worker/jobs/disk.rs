@@ -29,9 +29,20 @@ pub enum DiskError {
     #[error("another worker uses {path}; every worker needs a state directory of its own")]
     InUse { path: PathBuf },
     #[error("could not {action} {path}")]
-    Io { action: &'static str, path: PathBuf, #[source] source: io::Error },
-    #[error("the record {path} is damaged; move it away to start without it (its job may have run)")]
-    Damaged { path: PathBuf, #[source] source: serde_json::Error },
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error(
+        "the record {path} is damaged; move it away to start without it (its job may have run)"
+    )]
+    Damaged {
+        path: PathBuf,
+        #[source]
+        source: serde_json::Error,
+    },
     #[error("the record {path} has format {format}, and this program knows {FORMAT}")]
     Format { path: PathBuf, format: u32 },
 }
@@ -93,7 +104,8 @@ impl Disk {
             made.map_err(failed("make the directory", path))?;
         }
         let path = state_dir.join("lock");
-        let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
+        let file =
+            OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
         let file = file.map_err(failed("open", &path))?;
         let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
             if errno == nix::errno::Errno::EWOULDBLOCK {
@@ -117,7 +129,8 @@ impl Disk {
         let store = || -> io::Result<u64> {
             let text = serde_json::to_vec(record)?;
             let mut options = OpenOptions::new();
-            let mut file = options.create(true).truncate(true).write(true).mode(0o600).open(&part)?;
+            let mut file =
+                options.create(true).truncate(true).write(true).mode(0o600).open(&part)?;
             file.write_all(&text)?;
             file.sync_all()?;
             fs::rename(&part, &path)?;

@@ -140,7 +140,10 @@ impl Entry {
 impl Jobs {
     /// Opens the state directory. Jobs that an earlier agent accepted and did not end become `lost`;
     /// their ids are returned, so that what may be left of their sandboxes can be killed.
-    pub fn open(config: WorkerConfig, clock: Arc<dyn Clock>) -> Result<(Self, Vec<JobId>), JobsError> {
+    pub fn open(
+        config: WorkerConfig,
+        clock: Arc<dyn Clock>,
+    ) -> Result<(Self, Vec<JobId>), JobsError> {
         let disk = Disk::open(&config.state_dir)?;
         let mut table = Table::default();
         let mut lost = Vec::new();
@@ -248,7 +251,8 @@ impl Jobs {
             let disk = &jobs.0.disk;
             disk.read(job, acknowledged).or_else(|_| disk.read(job, !acknowledged))
         };
-        let record = tokio::task::spawn_blocking(read).await.map_err(|_| JobsError::ShuttingDown)?;
+        let record =
+            tokio::task::spawn_blocking(read).await.map_err(|_| JobsError::ShuttingDown)?;
         Ok(record?)
     }
 
@@ -324,7 +328,10 @@ impl Jobs {
         drop(table);
         for job in forgotten {
             if let Err(err) = self.0.disk.delete_acknowledged(job) {
-                tracing::warn!(error = &err as &dyn std::error::Error, "an old result was not deleted");
+                tracing::warn!(
+                    error = &err as &dyn std::error::Error,
+                    "an old result was not deleted"
+                );
             }
         }
         Ok(())
@@ -339,7 +346,8 @@ impl Jobs {
     }
 
     fn stop_now(&self, task_id: Uuid, job_id: JobId) -> Result<StopAnswer, JobsError> {
-        let answer = |outcome, state| StopAnswer { version: VERSION, task_id, job_id, outcome, state };
+        let answer =
+            |outcome, state| StopAnswer { version: VERSION, task_id, job_id, outcome, state };
         let (at, queued) = {
             let mut table = self.table();
             let Some(entry) = table.jobs.get(&job_id) else {
@@ -354,7 +362,9 @@ impl Jobs {
             entry.stop.cancel();
             match table.unqueue(job_id) {
                 Some(found) => found,
-                None => return Ok(answer(StopOutcome::Stopping, Some(entry_state(&table, job_id)))),
+                None => {
+                    return Ok(answer(StopOutcome::Stopping, Some(entry_state(&table, job_id))));
+                }
             }
         };
         let now = self.0.clock.now();
@@ -379,7 +389,8 @@ impl Jobs {
     #[must_use]
     pub fn load(&self) -> (usize, usize) {
         let table = self.table();
-        let running = table.jobs.values().filter(|entry| entry.state() == JobState::Running).count();
+        let running =
+            table.jobs.values().filter(|entry| entry.state() == JobState::Running).count();
         (table.queue.len(), running)
     }
 
@@ -524,7 +535,8 @@ fn instant(time: SystemTime) -> DateTime<Utc> {
 fn lose(record: &mut Record, now: DateTime<Utc>) {
     let error = JobError {
         kind: JobErrorKind::AgentEnded,
-        message: "the worker's agent ended before the job; its command may have run in part".to_owned(),
+        message: "the worker's agent ended before the job; its command may have run in part"
+            .to_owned(),
     };
     let times = (record.started_at.unwrap_or(record.accepted_at), now);
     record.state = JobState::Lost;

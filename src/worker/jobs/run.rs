@@ -98,7 +98,12 @@ impl Jobs {
         Some((request, entry.stop.clone()))
     }
 
-    async fn run_one(self, driver: Arc<dyn SandboxDriver>, request: JobRequest, stop: CancellationToken) {
+    async fn run_one(
+        self,
+        driver: Arc<dyn SandboxDriver>,
+        request: JobRequest,
+        stop: CancellationToken,
+    ) {
         let (task_id, job_id) = (request.task_id, request.job_id);
         let started_at = self.0.clock.now();
         if stop.is_cancelled() {
@@ -220,7 +225,12 @@ fn resolve(
     })
 }
 
-fn whole(field: &'static str, asked: Option<u64>, min: u64, max: u64) -> Result<u64, InvalidRequest> {
+fn whole(
+    field: &'static str,
+    asked: Option<u64>,
+    min: u64,
+    max: u64,
+) -> Result<u64, InvalidRequest> {
     let asked = asked.unwrap_or(max);
     #[expect(clippy::cast_precision_loss, reason = "only shown")]
     let [requested, low, high] = [asked as f64, min as f64, max as f64];
@@ -231,7 +241,12 @@ fn whole(field: &'static str, asked: Option<u64>, min: u64, max: u64) -> Result<
     }
 }
 
-fn stricter(field: &'static str, asked: Option<f64>, min: f64, max: f64) -> Result<f64, InvalidRequest> {
+fn stricter(
+    field: &'static str,
+    asked: Option<f64>,
+    min: f64,
+    max: f64,
+) -> Result<f64, InvalidRequest> {
     match asked {
         None => Ok(max),
         Some(value) if value >= min && value <= max => Ok(value),
@@ -266,7 +281,6 @@ fn ended(
     };
     let error = error.map(|(kind, message)| JobError { kind, message });
     let base = without_output(task_id, job_id, status, times, error);
-    let truncated =
-        Truncated { stdout: exit.stdout.truncated, stderr: exit.stderr.truncated };
+    let truncated = Truncated { stdout: exit.stdout.truncated, stderr: exit.stderr.truncated };
     JobResult { exit_code, stdout: exit.stdout.text, stderr: exit.stderr.text, truncated, ..base }
 }

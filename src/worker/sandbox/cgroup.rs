@@ -151,7 +151,8 @@ impl Cgroups {
         let mut found = JobCgroup::default();
         for group in self.groups() {
             let Ok(entries) = fs::read_dir(group) else { continue };
-            let jobs = entries.flatten().filter(|e| e.file_name().to_string_lossy().starts_with("job-"));
+            let jobs =
+                entries.flatten().filter(|e| e.file_name().to_string_lossy().starts_with("job-"));
             found.directories.extend(jobs.map(|entry| entry.path()));
         }
         found
@@ -192,7 +193,9 @@ impl JobCgroup {
             .entrances()
             .iter()
             .filter_map(|file| fs::read_to_string(file).ok())
-            .flat_map(|text| text.lines().filter_map(|line| line.parse().ok()).collect::<Vec<i32>>())
+            .flat_map(|text| {
+                text.lines().filter_map(|line| line.parse().ok()).collect::<Vec<i32>>()
+            })
             .collect();
         members.sort_unstable();
         members.dedup();
@@ -323,7 +326,8 @@ impl Mounts {
             let Some((left, right)) = line.split_once(" - ") else { continue };
             let left: Vec<&str> = left.split(' ').collect();
             let right: Vec<&str> = right.split(' ').collect();
-            let ([_, _, _, root, mount, ..], [kind, _, options, ..]) = (&left[..], &right[..]) else {
+            let ([_, _, _, root, mount, ..], [kind, _, options, ..]) = (&left[..], &right[..])
+            else {
                 continue;
             };
             let own = |path: &str| own_directory(mount, root, path);

@@ -134,7 +134,13 @@ fn stage(sources: &[PathBuf]) -> io::Result<Vec<PathBuf>> {
         let target = place.join(index.to_string());
         fs::create_dir(&target)?;
         let source = format!("/proc/thread-self/fd/{}", source.as_raw_fd());
-        mount(Some(source.as_str()), &target, no_path, MsFlags::MS_BIND | MsFlags::MS_REC, no_path)?;
+        mount(
+            Some(source.as_str()),
+            &target,
+            no_path,
+            MsFlags::MS_BIND | MsFlags::MS_REC,
+            no_path,
+        )?;
         staged.push(target);
     }
     Ok(staged)
@@ -167,7 +173,15 @@ fn start(launch: &Launch) -> io::Result<Launched> {
     command.args(&launch.entrances).arg("--");
     if let Some(uid) = launch.uid {
         let id = uid.to_string();
-        command.args(["setpriv", "--reuid", &id, "--regid", &id, "--clear-groups", "--inh-caps=-all"]);
+        command.args([
+            "setpriv",
+            "--reuid",
+            &id,
+            "--regid",
+            &id,
+            "--clear-groups",
+            "--inh-caps=-all",
+        ]);
         command.arg("--");
     }
     command.arg(&launch.bwrap).args(&launch.marker);
