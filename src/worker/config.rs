@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -324,7 +324,7 @@ impl WorkerConfig {
     }
 }
 
-fn named_directory(kind: &'static str, name: &str, path: &PathBuf) -> Result<(), ConfigError> {
+fn named_directory(kind: &'static str, name: &str, path: &Path) -> Result<(), ConfigError> {
     let extra = if kind == "image" { "._-/:" } else { "._-" };
     let known = |c: char| c.is_ascii_alphanumeric() || extra.contains(c);
     let dotted = name.split('/').any(|part| part.is_empty() || part == "." || part == "..");
@@ -332,7 +332,11 @@ fn named_directory(kind: &'static str, name: &str, path: &PathBuf) -> Result<(),
         return Err(ConfigError::BadName { kind, name: name.to_owned() });
     }
     if !path.is_dir() {
-        return Err(ConfigError::NotADirectory { kind, name: name.to_owned(), path: path.clone() });
+        return Err(ConfigError::NotADirectory {
+            kind,
+            name: name.to_owned(),
+            path: path.to_owned(),
+        });
     }
     Ok(())
 }

@@ -9,17 +9,17 @@
 
 mod disk;
 pub(super) mod run;
+mod table;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use tokio::sync::{Notify, watch};
-use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use self::disk::{Disk, Found, Record};
+use self::disk::{Disk, Record};
+use self::table::{Entry, Table};
 use super::config::WorkerConfig;
 use super::wire::{
     FinishedJobs, JobError, JobErrorKind, JobRequest, JobResult, JobState, JobStatus, StopAnswer,
@@ -73,68 +73,6 @@ struct Shared {
     work: Notify,
     /// Grows with every job that ends.
     finished: watch::Sender<u64>,
-}
-
-#[derive(Debug, Default)]
-struct Table {
-    jobs: HashMap<JobId, Entry>,
-    queue: VecDeque<(JobId, JobRequest)>,
-    queued_bytes: usize,
-    /// Jobs that were accepted and not acknowledged yet.
-    open: usize,
-    /// Unacknowledged results, oldest first.
-    unacknowledged: BTreeMap<u64, JobId>,
-    unacknowledged_bytes: u64,
-    /// Acknowledged ones, oldest first, with the time of their acknowledgement.
-    acknowledged: VecDeque<(JobId, DateTime<Utc>)>,
-    next_end: u64,
-    closed: bool,
-}
-
-#[derive(Debug)]
-struct Entry {
-    task_id: Uuid,
-    hash: String,
-    accepted_at: DateTime<Utc>,
-    started_at: Option<DateTime<Utc>>,
-    /// `None` until the record is on disk.
-    state: watch::Sender<Option<JobState>>,
-    stop: CancellationToken,
-    /// Its place among the unacknowledged results, and its size there.
-    ended: Option<(u64, u64)>,
-    acknowledged: bool,
-}
-
-impl Entry {
-    fn new(task_id: Uuid, hash: String, accepted_at: DateTime<Utc>) -> Self {
-        Self {
-            task_id,
-            hash,
-            accepted_at,
-            started_at: None,
-            state: watch::Sender::new(None),
-            stop: CancellationToken::new(),
-            ended: None,
-            acknowledged: false,
-        }
-    }
-
-    fn state(&self) -> JobState {
-        self.state.borrow().unwrap_or(JobState::Accepted)
-    }
-
-    fn status(&self, job_id: JobId) -> JobStatus {
-        JobStatus {
-            version: VERSION,
-            task_id: self.task_id,
-            job_id,
-            state: self.state(),
-            accepted_at: self.accepted_at,
-            started_at: self.started_at,
-            acknowledged: self.acknowledged,
-            result: None,
-        }
-    }
 }
 
 impl Jobs {
@@ -431,104 +369,6 @@ impl Jobs {
         self.0.finished.send_modify(|count| *count += 1);
         Ok(())
     }
-}
-
-impl Table {
-    /// Takes a place for a new job, when there is one.
-    fn reserve(&mut self, config: &WorkerConfig, request: &JobRequest) -> Result<(), JobsError> {
-        let full = |reason, seconds| {
-            Err(JobsError::Full { reason, retry_after: Duration::from_secs(seconds) })
-        };
-        if self.closed {
-            return Err(JobsError::ShuttingDown);
-        }
-        if self.queue.len() >= config.queue.jobs {
-            return full("the queue is full", 2);
-        }
-        if self.queued_bytes + request.size_bytes() > config.queue.bytes {
-            return full("the queued requests take all the memory they may", 2);
-        }
-        if self.open >= config.results.unacknowledged
-            || self.unacknowledged_bytes >= config.results.unacknowledged_bytes
-        {
-            return full("too many results wait to be acknowledged", 10);
-        }
-        self.open += 1;
-        self.queued_bytes += request.size_bytes();
-        Ok(())
-    }
-
-    fn release(&mut self, request: &JobRequest) {
-        self.open -= 1;
-        self.queued_bytes -= request.size_bytes();
-    }
-
-    /// Takes a job out of the queue, with the place that it had.
-    fn unqueue(&mut self, job: JobId) -> Option<(usize, (JobId, JobRequest))> {
-        let at = self.queue.iter().position(|(queued, _)| *queued == job)?;
-        let queued = self.queue.remove(at)?;
-        self.queued_bytes -= queued.1.size_bytes();
-        Some((at, queued))
-    }
-
-    fn ended(&mut self, job: JobId, state: JobState, bytes: u64) {
-        let Some(entry) = self.jobs.get_mut(&job) else { return };
-        let place = self.next_end;
-        self.next_end += 1;
-        entry.ended = Some((place, bytes));
-        self.unacknowledged.insert(place, job);
-        self.unacknowledged_bytes += bytes;
-        entry.state.send_replace(Some(state));
-    }
-
-    /// The oldest unacknowledged jobs, as many as fit into one answer, and whether there are more.
-    fn oldest(&self, limit: usize) -> (Vec<JobId>, bool) {
-        let mut bytes = 0;
-        let mut chosen = Vec::new();
-        for job in self.unacknowledged.values() {
-            let size = self.jobs.get(job).and_then(|entry| entry.ended).map_or(0, |(_, size)| size);
-            if chosen.len() == limit || (bytes + size > MAX_ANSWER_BYTES && !chosen.is_empty()) {
-                return (chosen, true);
-            }
-            bytes += size;
-            chosen.push(*job);
-        }
-        (chosen, false)
-    }
-
-    /// Acknowledged jobs beyond the number and the age that are kept.
-    fn forget(&mut self, config: &WorkerConfig, now: DateTime<Utc>) -> Vec<JobId> {
-        let age = chrono::Duration::seconds(config.results.acknowledged_seconds.cast_signed());
-        let mut forgotten = Vec::new();
-        while let Some((job, since)) = self.acknowledged.front().copied() {
-            if self.acknowledged.len() <= config.results.acknowledged && now - since <= age {
-                break;
-            }
-            self.acknowledged.pop_front();
-            self.jobs.remove(&job);
-            forgotten.push(job);
-        }
-        forgotten
-    }
-
-    fn restore(&mut self, found: Found) {
-        let Found { record, bytes, modified, acknowledged } = found;
-        let mut entry = Entry::new(record.task_id, record.request_hash, record.accepted_at);
-        entry.started_at = record.started_at;
-        entry.acknowledged = acknowledged;
-        entry.state.send_replace(Some(record.state));
-        self.jobs.insert(record.job_id, entry);
-        if acknowledged {
-            self.acknowledged.push_back((record.job_id, instant(modified)));
-        } else {
-            self.open += 1;
-            self.ended(record.job_id, record.state, bytes);
-        }
-    }
-}
-
-fn instant(time: SystemTime) -> DateTime<Utc> {
-    DateTime::<Utc>::from(time)
 }
 
 /// What becomes of a job whose agent ended before it.

@@ -214,11 +214,12 @@ impl JobCgroup {
 
     /// Removes the groups; false when one is still in use.
     pub(super) fn remove(&self) -> bool {
-        let gone = |directory: &PathBuf| match fs::remove_dir(directory) {
-            Ok(()) => true,
-            Err(err) => err.kind() == io::ErrorKind::NotFound,
-        };
-        self.directories.iter().map(gone).fold(true, |all, one| all && one)
+        let mut all_gone = true;
+        for directory in &self.directories {
+            let removed = fs::remove_dir(directory);
+            all_gone &= removed.is_ok() || !directory.exists();
+        }
+        all_gone
     }
 }
 
