@@ -174,7 +174,7 @@ impl Disk {
                 }
             }
         }
-        found.sort_by_key(|one| one.modified);
+        found.sort_by_key(|one| (one.modified, one.record.job_id));
         Ok(found)
     }
 }

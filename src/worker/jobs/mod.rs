@@ -120,7 +120,10 @@ impl Jobs {
         if let Some(mut state) = self.known(job, &hash)? {
             // Another caller may still be writing the record; if that fails, so does this.
             let on_disk = state.wait_for(Option::is_some).await.map(drop);
-            on_disk.map_err(|_| JobsError::Unknown { job })?;
+            on_disk.map_err(|_| JobsError::Full {
+                reason: "the job's record could not be written",
+                retry_after: Duration::from_secs(2),
+            })?;
         }
         Ok((accepted, self.status(job).await?))
     }

@@ -284,3 +284,71 @@ fn ended(
     let truncated = Truncated { stdout: exit.stdout.truncated, stderr: exit.stderr.truncated };
     JobResult { exit_code, stdout: exit.stdout.text, stderr: exit.stderr.text, truncated, ..base }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::worker::config::Token;
+    use crate::worker::sandbox::Captured;
+
+    fn config() -> WorkerConfig {
+        WorkerConfig::new(Token::random(), "/nowhere")
+    }
+
+    #[test]
+    fn the_wall_time_is_the_smallest_of_what_applies() {
+        let check = |requested, expected| {
+            assert_eq!(wall_time(&config(), requested), Duration::from_secs(expected));
+        };
+        check(None, 900);
+        check(Some(5), 5);
+        check(Some(100_000), 3600);
+    }
+
+    #[test]
+    fn a_job_may_ask_for_less_than_the_worker_allows_and_never_for_more() {
+        let check = |asked: Resources, expected: Option<&str>| {
+            let found = resolve(&config(), asked, Duration::ZERO).err().map(|err| err.to_string());
+            assert_eq!(found.as_deref(), expected);
+        };
+        check(Resources::default(), None);
+        check(Resources { memory_mb: Some(64), cpus: Some(0.5), ..Resources::default() }, None);
+        check(
+            Resources { memory_mb: Some(2000), ..Resources::default() },
+            Some(
+                "`sandbox.resources.memory_mb` is 2000, but must be between 32 and this worker's 1024",
+            ),
+        );
+        check(
+            Resources { cpus: Some(f64::NAN), ..Resources::default() },
+            Some("`sandbox.resources.cpus` is NaN, but must be between 0.05 and this worker's 1"),
+        );
+    }
+
+    #[test]
+    fn every_end_has_its_state_its_code_and_its_reason() {
+        let exit = |code, out_of_memory| Exit {
+            code,
+            out_of_memory,
+            stdout: Captured::default(),
+            stderr: Captured::default(),
+        };
+        let check = |end, status, code, kind: Option<JobErrorKind>| {
+            let times = (DateTime::UNIX_EPOCH, DateTime::UNIX_EPOCH);
+            let job = JobId(Uuid::nil());
+            let result = ended(Uuid::nil(), job, times, Duration::from_secs(9), end);
+            let found = (result.status, result.exit_code, result.error.map(|error| error.kind));
+            assert_eq!(found, (status, code, kind));
+        };
+        check(End::Itself(exit(Some(0), false)), JobState::Completed, Some(0), None);
+        check(End::Itself(exit(Some(0), true)), JobState::Completed, Some(0), None);
+        check(End::Itself(exit(Some(3), false)), JobState::Failed, Some(3), None);
+        let oom = Some(JobErrorKind::OutOfMemory);
+        check(End::Itself(exit(Some(137), true)), JobState::Failed, Some(137), oom);
+        check(End::Itself(exit(None, true)), JobState::Failed, Some(137), oom);
+        let timed_out = Some(JobErrorKind::TimedOut);
+        check(End::TimedOut(exit(Some(0), false)), JobState::Timeout, None, timed_out);
+        let stopped = Some(JobErrorKind::Stopped);
+        check(End::Stopped(exit(Some(0), false)), JobState::Canceled, None, stopped);
+    }
+}

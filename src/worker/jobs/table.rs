@@ -183,3 +183,90 @@ impl Table {
 fn instant(time: SystemTime) -> DateTime<Utc> {
     DateTime::<Utc>::from(time)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::worker::config::Token;
+    use crate::worker::wire::SandboxRequest;
+
+    fn request(id: u128, stdin: usize) -> JobRequest {
+        let sandbox =
+            SandboxRequest { stdin: Some("x".repeat(stdin)), ..SandboxRequest::default() };
+        JobRequest { version: 1, task_id: Uuid::nil(), job_id: JobId(Uuid::from_u128(id)), sandbox }
+    }
+
+    fn config(change: impl FnOnce(&mut WorkerConfig)) -> WorkerConfig {
+        let mut config = WorkerConfig::new(Token::random(), "/nowhere");
+        change(&mut config);
+        config
+    }
+
+    fn accept(
+        table: &mut Table,
+        config: &WorkerConfig,
+        request: JobRequest,
+    ) -> Option<&'static str> {
+        match table.reserve(config, &request) {
+            Ok(()) => {
+                let entry = Entry::new(request.task_id, request.hash(), DateTime::UNIX_EPOCH);
+                entry.state.send_replace(Some(JobState::Accepted));
+                table.jobs.insert(request.job_id, entry);
+                table.queue.push_back((request.job_id, request));
+                None
+            }
+            Err(JobsError::Full { reason, .. }) => Some(reason),
+            Err(_) => Some("other"),
+        }
+    }
+
+    #[test]
+    fn the_queue_is_bounded_in_jobs_and_in_bytes() {
+        let config = config(|config| {
+            config.queue.jobs = 2;
+            config.queue.bytes = 10_000;
+        });
+        let mut table = Table::default();
+        assert_eq!(accept(&mut table, &config, request(1, 6_000)), None);
+        let full = Some("the queued requests take all the memory they may");
+        assert_eq!(accept(&mut table, &config, request(2, 6_000)), full);
+        assert_eq!(accept(&mut table, &config, request(2, 0)), None);
+        assert_eq!(accept(&mut table, &config, request(3, 0)), Some("the queue is full"));
+        assert!(table.unqueue(request(1, 0).job_id).is_some());
+        assert!(table.unqueue(request(1, 0).job_id).is_none());
+        assert_eq!(accept(&mut table, &config, request(3, 6_000)), None);
+    }
+
+    #[test]
+    fn one_answer_holds_the_oldest_results_up_to_its_size() {
+        let config = config(|_| ());
+        let mut table = Table::default();
+        for id in 1..=4 {
+            accept(&mut table, &config, request(id, 0));
+            table.ended(request(id, 0).job_id, JobState::Completed, MAX_ANSWER_BYTES / 2);
+        }
+        let ids = |found: Vec<JobId>| found.iter().map(|id| id.0.as_u128()).collect::<Vec<_>>();
+        let (found, more) = table.oldest(10);
+        assert_eq!((ids(found), more), (vec![1, 2], true));
+        let (found, more) = table.oldest(1);
+        assert_eq!((ids(found), more), (vec![1], true));
+    }
+
+    #[test]
+    fn acknowledged_jobs_are_forgotten_by_number_and_by_age() {
+        let config = config(|config| {
+            config.results.acknowledged = 2;
+            config.results.acknowledged_seconds = 60;
+        });
+        let at = |seconds: i64| DateTime::UNIX_EPOCH + chrono::Duration::seconds(seconds);
+        let mut table = Table::default();
+        for (id, seconds) in [(1, 0), (2, 10), (3, 20)] {
+            accept(&mut table, &config, request(id, 0));
+            table.acknowledged.push_back((request(id, 0).job_id, at(seconds)));
+        }
+        assert_eq!(table.forget(&config, at(21)), [request(1, 0).job_id]);
+        assert_eq!(table.forget(&config, at(70)), []);
+        assert_eq!(table.forget(&config, at(71)), [request(2, 0).job_id]);
+        assert_eq!(table.jobs.len(), 1);
+    }
+}

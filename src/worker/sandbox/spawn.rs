@@ -14,7 +14,7 @@ use std::io::{self, Seek, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::mpsc;
+use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl, open};
@@ -154,7 +154,11 @@ fn script(limits: &str) -> String {
     )
 }
 
+/// Held while descriptors are inheritable: a process may hold several drivers, as tests do.
+static INHERITABLE: Mutex<()> = Mutex::new(());
+
 fn start(launch: &Launch) -> io::Result<Launched> {
+    let _alone = INHERITABLE.lock().unwrap_or_else(PoisonError::into_inner);
     // Dropped at the end of this function, when the child has its copies.
     let mut inherited: Vec<OwnedFd> = Vec::new();
     let mut options = launch.options.clone();
