@@ -1,1 +1,4 @@
+//! The one integration binary: the parts of Cynai as their users meet them.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod worker;

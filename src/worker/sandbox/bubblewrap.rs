@@ -28,9 +28,7 @@ use super::output::{Head, drain};
 use super::procs::{self, Process};
 use super::rootfs::{self, Entry, JOB_UID};
 use super::spawn::{Launch, Launched, Spawner};
-use super::{
-    Enforcement, Exit, SandboxDriver, SandboxError, SandboxHandle, SandboxSpec, probe,
-};
+use super::{Enforcement, Exit, SandboxDriver, SandboxError, SandboxHandle, SandboxSpec, probe};
 use crate::ids::JobId;
 use crate::worker::config::{BASE_IMAGE, ConfigError, WorkerConfig};
 
@@ -174,8 +172,11 @@ impl SandboxDriver for Bubblewrap {
             groups.kill();
             let mut found = procs::sandboxes_of(jobs);
             let of_groups = groups.members().into_iter().filter_map(Process::find);
-            found.extend(of_groups.filter(|process| process.pid != std::process::id().cast_signed()));
-            let inside: Vec<Process> = found.iter().flat_map(|one| procs::descendants(*one)).collect();
+            found.extend(
+                of_groups.filter(|process| process.pid != std::process::id().cast_signed()),
+            );
+            let inside: Vec<Process> =
+                found.iter().flat_map(|one| procs::descendants(*one)).collect();
             found.extend(inside);
             let count = procs::kill_and_wait(&found, DEATH_PATIENCE).await;
             if count > 0 {
@@ -286,7 +287,11 @@ fn outer_limits(plan: &Plan, spec: &SandboxSpec) -> String {
         limits += &format!(" ulimit -v {} || exit 125;", spec.limits.memory_bytes / 1024);
     }
     if plan.rlimits.cpus {
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "both are bounded")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "both are bounded"
+        )]
         #[expect(clippy::cast_precision_loss, reason = "at most a week of seconds")]
         let seconds = (spec.limits.cpus * spec.limits.wall_seconds as f64).ceil() as u64;
         limits += &format!(" ulimit -t {} || exit 125;", seconds.max(1));
@@ -392,7 +397,8 @@ impl BubblewrapHandle {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         let take = |head: &Mutex<Head>| {
-            std::mem::take(&mut *head.lock().unwrap_or_else(PoisonError::into_inner)).into_captured()
+            std::mem::take(&mut *head.lock().unwrap_or_else(PoisonError::into_inner))
+                .into_captured()
         };
         let (stdout, stderr) = (take(&self.stdout), take(&self.stderr));
         let code = self.report.lock().unwrap_or_else(PoisonError::into_inner).exit_code;

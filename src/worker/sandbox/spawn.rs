@@ -14,7 +14,7 @@ use std::io::{self, Seek, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::mpsc;
+use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl, open};
@@ -134,7 +134,13 @@ fn stage(sources: &[PathBuf]) -> io::Result<Vec<PathBuf>> {
         let target = place.join(index.to_string());
         fs::create_dir(&target)?;
         let source = format!("/proc/thread-self/fd/{}", source.as_raw_fd());
-        mount(Some(source.as_str()), &target, no_path, MsFlags::MS_BIND | MsFlags::MS_REC, no_path)?;
+        mount(
+            Some(source.as_str()),
+            &target,
+            no_path,
+            MsFlags::MS_BIND | MsFlags::MS_REC,
+            no_path,
+        )?;
         staged.push(target);
     }
     Ok(staged)
@@ -148,7 +154,11 @@ fn script(limits: &str) -> String {
     )
 }
 
+/// Held while descriptors are inheritable: a process may hold several drivers, as tests do.
+static INHERITABLE: Mutex<()> = Mutex::new(());
+
 fn start(launch: &Launch) -> io::Result<Launched> {
+    let _alone = INHERITABLE.lock().unwrap_or_else(PoisonError::into_inner);
     // Dropped at the end of this function, when the child has its copies.
     let mut inherited: Vec<OwnedFd> = Vec::new();
     let mut options = launch.options.clone();
@@ -167,7 +177,15 @@ fn start(launch: &Launch) -> io::Result<Launched> {
     command.args(&launch.entrances).arg("--");
     if let Some(uid) = launch.uid {
         let id = uid.to_string();
-        command.args(["setpriv", "--reuid", &id, "--regid", &id, "--clear-groups", "--inh-caps=-all"]);
+        command.args([
+            "setpriv",
+            "--reuid",
+            &id,
+            "--regid",
+            &id,
+            "--clear-groups",
+            "--inh-caps=-all",
+        ]);
         command.arg("--");
     }
     command.arg(&launch.bwrap).args(&launch.marker);
