@@ -5,6 +5,7 @@
 //!
 //! **Invariant:** only this folder prints.
 
+mod serve;
 mod worker;
 
 use std::process::ExitCode;
@@ -21,6 +22,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run the server: REST API, driver and, unless told otherwise, a private database and a local worker.
+    Serve(Box<crate::config::ServeArgs>),
     /// Run the agent of a worker machine: accepts jobs and runs them in sandboxes.
     Worker(worker::WorkerArgs),
 }
@@ -37,6 +40,7 @@ pub fn main() -> ExitCode {
     };
     let result = runtime.block_on(async {
         match cli.command {
+            Command::Serve(args) => serve::run(*args).await,
             Command::Worker(args) => worker::run(args).await,
         }
     });

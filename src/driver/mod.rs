@@ -8,6 +8,7 @@
 //! **Invariant:** knows no HTTP; and only what it holds a grant for does it move.
 
 mod advance;
+pub mod instance;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -10,6 +10,7 @@ pub mod assistants;
 pub mod checkpointer;
 pub mod checkpoints;
 pub mod commit;
+pub mod connect;
 pub mod crash;
 pub mod embedded;
 pub mod graphs;

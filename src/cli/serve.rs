@@ -1,0 +1,197 @@
+//! `cynai serve`: the whole system in one process, with a private database unless told otherwise.
+
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use futures::FutureExt;
+use sqlx::PgPool;
+use sqlx::postgres::PgConnectOptions;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::SystemClock;
+use crate::config::{ConfigError, DatabaseConfig, LogFormat, ServeArgs, ServeConfig};
+use crate::driver::instance::Instance;
+use crate::driver::{Driver, DriverConfig};
+use crate::gateway::origin::OriginPolicy;
+use crate::gateway::{self, Gateway, GatewayConfig, ReadyCheck};
+use crate::graph::check::render;
+use crate::graph::load::load_paths;
+use crate::nodes::Registry;
+use crate::services::catalog::GraphCatalog;
+use crate::services::{ServiceLimits, Services};
+use crate::store::connect;
+use crate::store::embedded::{BinarySearch, Embedded, EmbeddedConfig};
+
+/// Connections of the pool for signals and migrations.
+const DIRECT_POOL: u32 = 3;
+
+/// The database, and the private one behind it when there is one.
+struct Database {
+    pool: PgPool,
+    direct: PgPool,
+    embedded: Option<Embedded>,
+}
+
+/// Runs until SIGTERM or SIGINT.
+pub(super) async fn run(args: ServeArgs) -> anyhow::Result<()> {
+    let config = args.resolve()?;
+    init_logs(&config);
+    let stop = stop_signal()?;
+    // The port is taken first: a second server on it must not even wake the database.
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .map_err(|source| ConfigError::Listen { listen: config.listen, source })?;
+    let instance = Instance::take(&config.data_dir)?;
+    let database = open_database(&config).await?;
+    connect::migrate(&database.direct).await?;
+    let result = serve(&config, listener, &instance, &database, stop).await;
+    database.pool.close().await;
+    database.direct.close().await;
+    if let Some(embedded) = database.embedded {
+        embedded.stop().await.context("the database did not stop in good order")?;
+    }
+    result
+}
+
+async fn serve(
+    config: &ServeConfig,
+    listener: TcpListener,
+    instance: &Instance,
+    database: &Database,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let env = serde_json::to_value(&config.graph_env)?;
+    let registry = Registry::default();
+    let limits = ServiceLimits::default();
+    let services =
+        Services::with_nodes(database.pool.clone(), Arc::new(SystemClock), limits, Arc::new(registry.clone()), env.clone());
+    services.register_graphs(load_graphs(config, &registry)?).await?;
+    services.bootstrap_admin(&config.admin_token_file).await?;
+    let driver = Arc::new(Driver::new(
+        database.pool.clone(),
+        Arc::clone(services.hub()),
+        services.versions().clone(),
+        Arc::new(registry),
+        DriverConfig {
+            instance: instance.id,
+            host: nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
+            lease: config.lease,
+            capacity: config.driver_capacity,
+            env,
+            ..DriverConfig::default()
+        },
+    ));
+    let address = listener.local_addr()?;
+    let gateway = Gateway::new(services.clone(), gateway_config(config), vec![driver_check(&driver)]);
+    let mut background = JoinSet::new();
+    let (signals, direct) = (Arc::clone(services.hub()), database.direct.clone());
+    background.spawn(async move { signals.run(direct).await });
+    let (moving, moving_stop) = (Arc::clone(&driver), stop.clone());
+    let mut moving = JoinSet::from_iter([async move { moving.run(moving_stop).await }]);
+    tracing::info!(%address, data_dir = %config.data_dir.display(), "ready");
+    announce(&format!("cynai is ready on http://{address}"));
+    let served = gateway::serve::serve(listener, gateway, stop.clone().cancelled_owned()).await;
+    stop.cancel();
+    while moving.join_next().await.is_some() {}
+    // The last signal tells the other servers that runs were released.
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    background.shutdown().await;
+    served.context("the server ended")
+}
+
+#[expect(clippy::print_stdout, reason = "scripts wait for this line")]
+fn announce(line: &str) {
+    println!("{line}");
+}
+
+fn gateway_config(config: &ServeConfig) -> GatewayConfig {
+    GatewayConfig {
+        body_bytes: config.body_limit_bytes,
+        origin: OriginPolicy {
+            loopback: config.listen.ip().is_loopback(),
+            hosts: config.allowed_hosts.clone(),
+            ..OriginPolicy::default()
+        },
+        ..GatewayConfig::default()
+    }
+}
+
+fn driver_check(driver: &Driver) -> ReadyCheck {
+    let leased = driver.leased();
+    ReadyCheck {
+        name: "driver",
+        check: Arc::new(move || {
+            let leased = leased.load(Ordering::Relaxed);
+            async move { if leased { Ok(()) } else { Err("the driver has no lease yet".to_owned()) } }.boxed()
+        }),
+    }
+}
+
+fn load_graphs(config: &ServeConfig, registry: &Registry) -> anyhow::Result<GraphCatalog> {
+    if config.graphs.is_empty() {
+        return Ok(GraphCatalog::default());
+    }
+    let loaded = load_paths(&config.graphs, registry)?;
+    if loaded.has_errors() {
+        bail!("{}", render::render(&loaded.diagnostics, &loaded.sources, false));
+    }
+    for graph in loaded.catalog.iter() {
+        tracing::info!(graph = graph.name, hash = %graph.hash, "graph {} is loaded", graph.name);
+    }
+    Ok(GraphCatalog::new(loaded.catalog.iter().map(Arc::clone)))
+}
+
+async fn open_database(config: &ServeConfig) -> anyhow::Result<Database> {
+    let (options, direct, embedded) = match &config.database {
+        DatabaseConfig::Embedded { pg_bin, search_path, pg_user, settings } => {
+            let binaries =
+                BinarySearch { configured: pg_bin.clone(), path: search_path.clone(), ..BinarySearch::default() };
+            let embedded = Embedded::start(EmbeddedConfig {
+                binaries,
+                user: pg_user.clone(),
+                settings: settings.clone(),
+                ..EmbeddedConfig::new(&config.data_dir)
+            })
+            .await?;
+            (embedded.connect_options(), embedded.connect_options(), Some(embedded))
+        }
+        DatabaseConfig::External { url, direct_url } => {
+            let parse = |url: &str| PgConnectOptions::from_str(url).context("the database's address cannot be read");
+            (parse(url.expose())?, parse(direct_url.expose())?, None)
+        }
+    };
+    Ok(Database { pool: connect::pool(options, config.pool_size), direct: connect::pool(direct, DIRECT_POOL), embedded })
+}
+
+fn stop_signal() -> anyhow::Result<CancellationToken> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let stop = CancellationToken::new();
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let token = stop.clone();
+    // Ends with the process: there is nothing to await.
+    #[expect(clippy::disallowed_methods, reason = "lives exactly as long as the process")]
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        token.cancel();
+    });
+    Ok(stop)
+}
+
+fn init_logs(config: &ServeConfig) {
+    let filter = tracing_subscriber::EnvFilter::try_new(&config.log_filter)
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A test may have set up its own.
+    let _ = match config.log_format {
+        LogFormat::Json => logs.json().try_init(),
+        LogFormat::Text => logs.try_init(),
+    };
+}
