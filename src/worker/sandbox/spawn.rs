@@ -7,7 +7,9 @@
 //! user can reach, however private the directories above the originals are.
 //!
 //! **Invariant:** a sandbox inherits no descriptor but its three standard streams.
-//! **Invariant:** when the driver is dropped, or the process dies, every sandbox is killed by the kernel.
+//! **Invariant:** when the driver is dropped, or the process dies, the kernel kills every command. A
+//! sandbox that was just being made may be left waiting for its dead parent, before it has run anything;
+//! the next agent on the same state directory ends it.
 
 use std::fs::{self, File};
 use std::io::{self, Seek, Write};
