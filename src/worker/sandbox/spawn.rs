@@ -52,7 +52,6 @@ pub(super) struct Launch {
     pub(super) files: Vec<(&'static str, &'static str)>,
     pub(super) last: Vec<String>,
     pub(super) command: Vec<String>,
-    pub(super) with_stdin: bool,
 }
 
 /// A started sandbox program and the pipe on which it reports.
@@ -195,8 +194,7 @@ fn start(launch: &Launch) -> io::Result<Launched> {
     command.args(["--json-status-fd", &reports.as_raw_fd().to_string()]);
     command.arg("--").args(&launch.command);
     command.env_clear().env("PATH", HOST_PATH).current_dir("/").process_group(0).kill_on_drop(true);
-    command.stdin(if launch.with_stdin { Stdio::piped() } else { Stdio::null() });
-    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = command.spawn()?;
     Ok(Launched { child, status: Receiver::from_owned_fd(status.into())? })
 }
