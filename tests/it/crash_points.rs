@@ -18,83 +18,12 @@ use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
 use crate::support::client::{CallError, Client};
+use crate::support::graphs;
 use crate::support::server::{PATIENCE, Server, Site, Start};
 use crate::support::traces::{self, Committed};
 
 /// Sites that work side by side.
 const LANES: usize = 3;
-
-const GRAPH: &str = r#"
-name: crash
-state:
-  numbers: { type: array, items: { type: integer } }
-  seen: { type: array, reduce: append }
-  total: { type: integer, reduce: sum, default: 0 }
-  below: { type: array, reduce: append }
-  steps: { type: array, reduce: append }
-  approved: { type: boolean }
-input: [numbers]
-limits: { duration: 10m }
-nodes:
-  fan:
-    for_each: ${state.numbers}
-    as: n
-    max_parallel: 3
-    use: test/append
-    with: { file: "${env.TRACES}", label: "${n}", sleep_ms: "${n * 3}", output: "${n * 10}" }
-    set: { total: "${output}", seen: "${[n]}" }
-  below:
-    for_each: "${['a', 'b']}"
-    as: part
-    graph: { name: crash-below, input: { part: "${part}" } }
-    set: { below: "${[output.result]}" }
-  flaky:
-    use: test/append
-    with: { file: "${env.TRACES}", fail_first: 2, output: flaky }
-    retry: { attempts: 3, first: 20ms, factor: 1, jitter: false }
-    set: { steps: "${[output]}" }
-  nap:
-    wait: { for: 30ms }
-  act:
-    use: test/append
-    effect: effectful
-    with: { file: "${env.TRACES}", sleep_ms: 5, output: acted }
-    set: { steps: "${[output]}" }
-  ask:
-    interrupt: { ask: "${state.total} in all: go on?", schema: { type: boolean } }
-    set: { approved: "${output}" }
-  last:
-    use: test/append
-    effect: pure
-    with: { file: "${env.TRACES}", output: last }
-    set: { steps: "${[output]}" }
-edges:
-  - start -> fan -> below -> flaky -> nap -> act -> ask -> last -> end
-"#;
-
-const BELOW: &str = r#"
-name: crash-below
-state:
-  part: { type: string }
-  allowed: { type: boolean }
-  result: { type: string }
-input: [part]
-output: [result]
-nodes:
-  first:
-    use: test/append
-    with: { file: "${env.TRACES}", label: "${state.part}" }
-  allow:
-    interrupt: { ask: "may ${state.part} go on?" }
-    set: { allowed: "${output}" }
-  second:
-    use: test/append
-    effect: pure
-    with: { file: "${env.TRACES}", label: "${state.part}" }
-    set: { result: "${state.part + '!'}" }
-edges:
-  - start -> first -> allow -> second -> end
-"#;
 
 const JOBS: &str = r#"
 name: crash-jobs
@@ -135,19 +64,12 @@ const WITH_JOBS: Scenario = Scenario { graph: "crash-jobs", flags: &["--lease", 
 
 impl Scenario {
     fn site(self) -> Site {
-        Site::new(&[("crash", GRAPH), ("crash-below", BELOW), ("crash-jobs", JOBS)]).with_flags(self.flags)
+        Site::new(&[("crash", graphs::CRASH), ("crash-below", graphs::BELOW), ("crash-jobs", JOBS)]).with_flags(self.flags)
     }
 
     fn expected(self) -> Value {
         match self.graph {
-            "crash" => json!({
-                "numbers": [1, 2, 3, 4, 5],
-                "seen": [1, 2, 3, 4, 5],
-                "total": 150,
-                "below": ["a!", "b!"],
-                "steps": ["flaky", "acted", "last"],
-                "approved": true,
-            }),
+            "crash" => graphs::expected("crash"),
             _ => json!({ "numbers": [1, 2, 3, 4, 5], "total": 15, "said": "15" }),
         }
     }
@@ -191,34 +113,13 @@ async fn look(
     match found["status"].as_str() {
         Some("idle") => Ok(Some(found["values"].clone())),
         Some("interrupted") => {
-            let answers = answers(&found["interrupts"], traces);
+            let answers = graphs::answers(&found["interrupts"], traces);
             client.start_run(thread, scenario.graph, json!({ "command": { "resume": answers } })).await?;
             Ok(None)
         }
         Some("busy") => Ok(None),
         _ => panic!("the thread is not as it should be: {found}"),
     }
-}
-
-/// An answer to each question, by its id.
-fn answers(interrupts: &Value, traces: &Path) -> Value {
-    let mut answers = serde_json::Map::new();
-    for (task, questions) in interrupts.as_object().unwrap() {
-        for question in questions.as_array().unwrap() {
-            let answer = match question["value"]["reason"].as_str() {
-                // Nobody but us knows whether the attempt acted: the file tells.
-                Some("unknown_outcome") if traces::read(traces).iter().any(|line| line.task == *task) => {
-                    json!({ "action": "done", "output": "acted" })
-                }
-                Some("unknown_outcome") => json!({ "action": "retry" }),
-                Some(other) => panic!("an unexpected question: {other}: {question}"),
-                None => json!(true),
-            };
-            answers.insert(question["id"].as_str().unwrap().to_owned(), answer);
-        }
-    }
-    assert!(!answers.is_empty(), "the thread waits for nobody: {interrupts}");
-    Value::Object(answers)
 }
 
 /// The thread's checkpoints, with what differs between threads left out.

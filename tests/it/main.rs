@@ -2,5 +2,6 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod crash_points;
+mod crash_random;
 mod support;
 mod worker;

@@ -1,5 +1,6 @@
 //! What tests share that run Cynai as a user does: as processes, over HTTP.
 
 pub(crate) mod client;
+pub(crate) mod graphs;
 pub(crate) mod server;
 pub(crate) mod traces;
