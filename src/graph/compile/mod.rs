@@ -155,14 +155,7 @@ impl<'a> Compiler<'a> {
         let output = self.channel_list("output", file.output.as_deref());
         let limits = self.limits(&file);
         let input_schema = object_schema(&channels, &input);
-        let input_validator = match build_validator(&input_schema) {
-            Ok(validator) => validator,
-            Err(err) => {
-                let message = format!("the schemas of the input do not go together: {err}");
-                self.report(Diagnostic::error("schema", &["state"], message));
-                return None;
-            }
-        };
+        let input_validator = self.input_validator(&input_schema)?;
         Some(Graph {
             name: file.name.clone(),
             hash: file.hash(&called),
@@ -179,6 +172,21 @@ impl<'a> Compiler<'a> {
             input_schema,
             input_validator,
         })
+    }
+
+    fn input_validator(&mut self, schema: &Value) -> Option<jsonschema::Validator> {
+        match build_validator(schema) {
+            Ok(validator) => Some(validator),
+            // A channel's schema that is none was reported at its place.
+            Err(_) if self.problems.iter().any(|problem| problem.code == "schema") => {
+                state::anything()
+            }
+            Err(err) => {
+                let message = format!("the schemas of the input do not go together: {err}");
+                self.report(Diagnostic::error("schema", &["state"], message).on_key());
+                None
+            }
+        }
     }
 
     fn sizes(&mut self, file: &GraphFile) -> Option<()> {
