@@ -5,6 +5,7 @@
 //!
 //! **Invariant:** only this folder prints.
 
+mod graph;
 mod worker;
 
 use std::process::ExitCode;
@@ -21,6 +22,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Check, draw and describe graph files.
+    Graph(graph::GraphArgs),
     /// Run the agent of a worker machine: accepts jobs and runs them in sandboxes.
     Worker(worker::WorkerArgs),
 }
@@ -37,6 +40,7 @@ pub fn main() -> ExitCode {
     };
     let result = runtime.block_on(async {
         match cli.command {
+            Command::Graph(args) => graph::run(args),
             Command::Worker(args) => worker::run(args).await,
         }
     });

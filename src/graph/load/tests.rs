@@ -1015,3 +1015,21 @@ proptest::proptest! {
         }
     }
 }
+
+#[test]
+fn every_example_loads_without_a_complaint() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+    let loaded = load_dir(&dir, &compile::NoNodes).unwrap();
+    let found: Vec<String> = loaded.diagnostics.iter().map(ToString::to_string).collect();
+    assert_eq!(found, [""; 0]);
+    for name in ["hello", "loop", "fan-out", "approval", "count-errors", "subgraph"] {
+        let graph = loaded.catalog.get(name).expect(name);
+        assert!(graph.file.description.is_some(), "{name} says what it does");
+        let again = compile::compile_stored(
+            &graph.file.canonical_json(),
+            &|name| loaded.catalog.get(name),
+            &compile::NoNodes,
+        );
+        assert_eq!(again.unwrap().hash, graph.hash, "{name}");
+    }
+}
