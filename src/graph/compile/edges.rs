@@ -53,7 +53,7 @@ impl Compiler<'_> {
             }
         }
         let has_start = !topology.start.to.is_empty() || !topology.start.choose.is_empty();
-        if !has_start && !file.nodes.is_empty() && self.edges_are_sound() {
+        if !has_start && !self.incomplete && !file.nodes.is_empty() && self.edges_are_sound() {
             let message = "no edge leads from `start` to a node, so nothing would run";
             let first = file.nodes.names().next().unwrap_or("NODE");
             let problem = Diagnostic::error("no-start", &["edges"], message).on_key();

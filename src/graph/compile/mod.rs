@@ -108,6 +108,18 @@ pub fn check(file: Arc<GraphFile>, subgraphs: Subgraphs<'_>, registry: &dyn Node
     Compiled { graph, diagnostics: compiler.problems }
 }
 
+/// What is wrong with the parts of a file that is refused anyway: its shape is not judged.
+pub(super) fn check_parts(
+    file: Arc<GraphFile>,
+    subgraphs: Subgraphs<'_>,
+    registry: &dyn NodeNames,
+) -> Vec<Diagnostic> {
+    let mut compiler = Compiler::new(file, subgraphs, registry);
+    compiler.incomplete = true;
+    compiler.graph();
+    compiler.problems
+}
+
 /// One compilation under way.
 struct Compiler<'a> {
     file: Arc<GraphFile>,
@@ -117,6 +129,8 @@ struct Compiler<'a> {
     nodes: HashMap<String, NodeIndex>,
     channels: HashMap<String, ChannelIndex>,
     problems: Vec<Diagnostic>,
+    /// Parts of the file are missing, so that what is not there may only not have been read.
+    incomplete: bool,
 }
 
 impl<'a> Compiler<'a> {
@@ -124,7 +138,7 @@ impl<'a> Compiler<'a> {
         let registered = registry.names();
         let nodes = indexed(file.nodes.sorted().iter().map(|(name, _)| *name), NodeIndex);
         let channels = indexed(file.state.sorted().iter().map(|(name, _)| *name), ChannelIndex);
-        Self { file, subgraphs, registry, registered, nodes, channels, problems: Vec::new() }
+        Self { file, subgraphs, registry, registered, nodes, channels, problems: Vec::new(), incomplete: false }
     }
 
     fn report(&mut self, problem: Diagnostic) {

@@ -179,7 +179,9 @@ fn all_problems_of_a_file_are_told_in_one_go() {
     check(
         "name: start\nnoeds: {}\nstate:\n  n: { tpye: integer, reduce: sum }\nnodes:\n  a: { job: { comand: [x] } }\n  b: { set: 3 }\nedges:\n  - { form: a, to: b }\n  - 7\n",
         &[
+            "g:1:7 <start> error[name]: `start` is reserved (choose another name for a graph)",
             "g:2:1 <noeds> error[unknown-key]: a graph has no key `noeds` (did you mean `nodes`?)",
+            "g:4:8 <tpye> warning[schema-keyword]: `tpye` is no keyword of JSON Schema and has no effect (did you mean `type`?)",
             "g:6:15 <comand> error[unknown-key]: there is no key `comand` here (did you mean `command`?)",
             "g:7:13 <3> error[wrong-type]: expected a map, found integer `3`",
             "g:9:7 <form> error[unknown-key]: there is no key `form` here (did you mean `from`?)",
@@ -196,6 +198,20 @@ fn all_problems_of_a_file_are_told_in_one_go() {
             "g:5:34 <m> error[unknown-channel]: the state has no channel `m` (did you mean `n`?)",
             "g:5:46 <k> error[unknown-channel]: the state has no channel `k` (did you mean `n`?)",
             "g:7:14 <b> error[unknown-node]: there is no node `b` (did you mean `a`?)",
+        ],
+    );
+}
+
+#[test]
+fn a_part_that_cannot_be_read_does_not_hide_the_others() {
+    check(
+        "name: g\nstate: { n: { reduce: 1 }, m: { type: nmber } }\nnodes:\n  a: { job: { comand: [x] } }\n  b: { set: { n: \"${stat.n}\" } }\nedges:\n  - start -> a -> c\n",
+        &[
+            "g:2:23 <1> error[wrong-type]: `reduce` is the name of a reducer or `${expression}`",
+            "g:2:39 <nmber> error[schema]: JSON Schema has no type `nmber` (did you mean `number`?)",
+            "g:4:15 <comand> error[unknown-key]: there is no key `comand` here (did you mean `command`?)",
+            "g:5:21 <stat> error[expression]: `stat` is not available here (did you mean `state`?)",
+            "g:7:19 <c> error[unknown-node]: there is no node `c` (did you mean `a`?)",
         ],
     );
 }
