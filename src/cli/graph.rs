@@ -128,7 +128,11 @@ fn check(args: &CheckArgs) -> anyhow::Result<()> {
     if loaded.has_errors() || (args.deny_warnings && !loaded.diagnostics.is_empty()) {
         bail!("{found}");
     }
-    if args.json || args.format == CheckFormat::Json { Ok(()) } else { print(&format!("{found}\n")) }
+    if args.json || args.format == CheckFormat::Json {
+        Ok(())
+    } else {
+        print(&format!("{found}\n"))
+    }
 }
 
 fn as_json(loaded: &Loaded) -> anyhow::Result<String> {
@@ -147,7 +151,8 @@ fn show(args: &ShowArgs) -> anyhow::Result<()> {
         tell(&loaded)?;
         bail!("{}", summary(&loaded.diagnostics, loaded.sources.len()));
     }
-    let names = || loaded.catalog.iter().map(|graph| graph.name.as_str()).collect::<Vec<_>>().join(", ");
+    let names =
+        || loaded.catalog.iter().map(|graph| graph.name.as_str()).collect::<Vec<_>>().join(", ");
     let graph = match &args.graph {
         Some(name) => loaded
             .catalog

@@ -284,6 +284,18 @@ mod tests {
     use crate::graph::load::parse_str;
 
     #[test]
+    fn the_documented_example_is_sound() {
+        let graph = GraphBuilder::new("count")
+            .channel("n", json!({ "type": "integer", "default": 0 }))
+            .node("add", NodeDef::set([("n", json!("${state.n + 1}"))]))
+            .edge("start -> add")
+            .choose("add", [("state.n < 10", "add")], "end")
+            .compile(&|_| None, &NoNodes)
+            .unwrap();
+        assert_eq!(graph.nodes.len(), 1);
+    }
+
+    #[test]
     fn a_graph_made_in_code_is_the_one_that_the_file_gives() {
         let built = GraphBuilder::new("g")
             .description("Counts.")
@@ -295,7 +307,15 @@ mod tests {
             .node("add", NodeDef::set([("n", json!("${state.n + 1}"))]))
             .node("nap", NodeDef::wait_for("1s").writes("seen", json!(["${state.n}"])))
             .node("ask", NodeDef::interrupt(json!("On?"), Some(json!({ "type": "boolean" }))))
-            .node("each", NodeDef::job(["true"]).for_each("${state.seen}", "x").max_parallel(2).timeout(Duration::from_secs(5)).attempts(3).on_error("nap"))
+            .node(
+                "each",
+                NodeDef::job(["true"])
+                    .for_each("${state.seen}", "x")
+                    .max_parallel(2)
+                    .timeout(Duration::from_secs(5))
+                    .attempts(3)
+                    .on_error("nap"),
+            )
             .edge("start -> add -> nap")
             .edge("add -> ask")
             .join(["nap", "ask"], "each")
@@ -316,10 +336,13 @@ mod tests {
             .compile(&|_| None, &NoNodes)
             .unwrap_err();
         let found: Vec<String> = err.iter().map(ToString::to_string).collect();
-        assert_eq!(found, [
-            "state.n.reduce: error[reducer]: there is no reducer `3` (there are `replace`, `append`, `merge`, `sum`, `min`, `max`, `union`, `messages`)",
-            "nodes.a.use: error[unknown-use]: no node is registered as `nope`",
-            "nodes.a.with: error[expression]: `stat` is not available here (did you mean `state`?)",
-        ]);
+        assert_eq!(
+            found,
+            [
+                "state.n.reduce: error[reducer]: there is no reducer `3` (there are `replace`, `append`, `merge`, `sum`, `min`, `max`, `union`, `messages`)",
+                "nodes.a.use: error[unknown-use]: no node is registered as `nope`",
+                "nodes.a.with: error[expression]: `stat` is not available here (did you mean `state`?)",
+            ]
+        );
     }
 }

@@ -52,9 +52,15 @@ mod tests {
                 validator.iter_errors(&source.value()).map(|err| err.to_string()).collect();
             assert_eq!(found.is_empty(), expected, "{text}: {found:?}");
         };
-        check("{ name: g, nodes: { a: { use: x, with: null } }, edges: [start -> a -> end] }", true);
+        check(
+            "{ name: g, nodes: { a: { use: x, with: null } }, edges: [start -> a -> end] }",
+            true,
+        );
         check("{ name: g, nodes: { a: { graph: x } }, edges: [{ from: [a, b], to: c }] }", true);
-        check("{ name: g, state: { a: { type: array, items: {}, reduce: append } }, nodes: {}, edges: [] }", true);
+        check(
+            "{ name: g, state: { a: { type: array, items: {}, reduce: append } }, nodes: {}, edges: [] }",
+            true,
+        );
         check("{ name: g, nodes: { a: { timeout: 1h30m } }, edges: [] }", true);
         check("{ name: g, nodes: { a: { timeout: soon } }, edges: [] }", false);
         check("{ name: g, nodes: { a: { usee: x } }, edges: [] }", false);

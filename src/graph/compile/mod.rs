@@ -138,7 +138,16 @@ impl<'a> Compiler<'a> {
         let registered = registry.names();
         let nodes = indexed(file.nodes.sorted().iter().map(|(name, _)| *name), NodeIndex);
         let channels = indexed(file.state.sorted().iter().map(|(name, _)| *name), ChannelIndex);
-        Self { file, subgraphs, registry, registered, nodes, channels, problems: Vec::new(), incomplete: false }
+        Self {
+            file,
+            subgraphs,
+            registry,
+            registered,
+            nodes,
+            channels,
+            problems: Vec::new(),
+            incomplete: false,
+        }
     }
 
     fn report(&mut self, problem: Diagnostic) {

@@ -145,7 +145,10 @@ impl Reader<'_> {
         })
     }
 
-    fn nodes<T: DeserializeOwned + Default>(&mut self, map: &mut Map<String, Value>) -> Option<Ordered<T>> {
+    fn nodes<T: DeserializeOwned + Default>(
+        &mut self,
+        map: &mut Map<String, Value>,
+    ) -> Option<Ordered<T>> {
         if !map.contains_key("nodes") {
             self.missing("nodes");
             return None;

@@ -329,6 +329,13 @@ fn options_are_checked_against_the_kind_of_the_node() {
             "g:7:61 <retry> error[option]: `retry` does not go with this kind of node (there is nothing that another attempt would change)",
         ],
     );
+}
+
+#[test]
+fn options_are_checked_against_their_ranges() {
+    let check = |node: &str, expected: &[&str]| {
+        check_graph(&format!("  a: {node}"), &edges(&["start -> a -> end"]), expected)
+    };
     check(
         "{ use: echo, as: x, max_parallel: 2 }",
         &[

@@ -155,8 +155,7 @@ fn neighbours(slots: &[Slot], paths: &[Vec<usize>]) -> [Vec<Vec<usize>>; 2] {
     let mut below = vec![Vec::new(); slots.len()];
     for pair in paths.iter().flat_map(|path| path.windows(2)) {
         let [a, b] = pair else { continue };
-        let (upper, lower) =
-            if slots[*a].layer < slots[*b].layer { (*a, *b) } else { (*b, *a) };
+        let (upper, lower) = if slots[*a].layer < slots[*b].layer { (*a, *b) } else { (*b, *a) };
         above[lower].push(upper);
         below[upper].push(lower);
     }
@@ -216,7 +215,8 @@ fn place(slots: &mut [Slot], order: &[Vec<usize>], paths: &[Vec<usize>]) {
                 .map(|slot| match near[*slot].as_slice() {
                     [] => slots[*slot].x,
                     around => {
-                        around.iter().map(|other| slots[*other].x).sum::<f64>() / count(around.len())
+                        around.iter().map(|other| slots[*other].x).sum::<f64>()
+                            / count(around.len())
                     }
                 })
                 .collect();
@@ -231,7 +231,8 @@ fn place(slots: &mut [Slot], order: &[Vec<usize>], paths: &[Vec<usize>]) {
 
 /// Puts a row where it wishes to be, pushed apart: from the left and from the right, and their mean.
 fn pack(slots: &mut [Slot], row: &[usize], wish: &[f64]) {
-    let apart = |a: usize, b: usize, slots: &[Slot]| (slots[a].width + slots[b].width) / 2.0 + GAP_X;
+    let apart =
+        |a: usize, b: usize, slots: &[Slot]| (slots[a].width + slots[b].width) / 2.0 + GAP_X;
     let mut from_left = wish.to_vec();
     for at in 1..row.len() {
         let least = from_left[at - 1] + apart(row[at - 1], row[at], slots);

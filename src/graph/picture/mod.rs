@@ -99,14 +99,14 @@ impl Drawing {
             let source = ends.leaving(node);
             self.route(&ends, &source, &node.route);
             for join in &node.joins {
-                self.to_all(&ends, &source, &graph.joins[join.0 as usize].to, EdgeSort::Join, None);
+                self.lead_to(&ends, &source, &graph.joins[join.0 as usize].to, EdgeSort::Join, None);
             }
             if let Some(target) = &node.on_error {
                 let label = Some("on error".to_owned());
-                self.to_all(&ends, &source, &[*target], EdgeSort::OnError, label);
+                self.lead_to(&ends, &source, &[*target], EdgeSort::OnError, label);
             }
             for target in &node.may_goto {
-                self.to_all(&ends, &source, &[*target], EdgeSort::Goto, None);
+                self.lead_to(&ends, &source, &[*target], EdgeSort::Goto, None);
             }
         }
     }
@@ -117,19 +117,19 @@ impl Drawing {
 
     fn route(&mut self, ends: &Ends<'_>, source: &str, route: &Route) {
         for target in &route.to {
-            self.to_all(ends, source, &[*target], EdgeSort::Plain, None);
+            self.lead_to(ends, source, &[*target], EdgeSort::Plain, None);
         }
         for Choice { when, to } in route.choose.iter().flatten() {
             let label = when.as_ref().map_or("otherwise", |when| when.source()).to_owned();
-            self.to_all(ends, source, to, EdgeSort::Choice, Some(label));
+            self.lead_to(ends, source, to, EdgeSort::Choice, Some(label));
         }
         if route.ends {
-            self.to_all(ends, source, &[], EdgeSort::Plain, None);
+            self.lead_to(ends, source, &[], EdgeSort::Plain, None);
         }
     }
 
     /// Edges to all of `targets`, or to the end when there are none.
-    fn to_all(
+    fn lead_to(
         &mut self,
         ends: &Ends<'_>,
         source: &str,

@@ -14,24 +14,50 @@ fn catalog() -> Catalog {
 #[test]
 fn a_drawing_has_every_node_and_edge_with_its_sort() {
     let drawing = Drawing::of(&catalog().get("outer").unwrap(), 0);
-    let nodes: Vec<String> =
-        drawing.nodes.iter().map(|node| format!("{} {} {}", node.id, node.kind, node.for_each)).collect();
-    assert_eq!(nodes, ["__start__ start false", "a set false", "b graph false", "c job true", "d interrupt false", "__end__ end false"]);
+    let nodes: Vec<String> = drawing
+        .nodes
+        .iter()
+        .map(|node| format!("{} {} {}", node.id, node.kind, node.for_each))
+        .collect();
+    assert_eq!(
+        nodes,
+        [
+            "__start__ start false",
+            "a set false",
+            "b graph false",
+            "c job true",
+            "d interrupt false",
+            "__end__ end false"
+        ]
+    );
     let edges: Vec<String> = drawing
         .edges
         .iter()
-        .map(|edge| format!("{} -> {} {:?} {}", edge.source, edge.target, edge.sort, edge.label.as_deref().unwrap_or("")).trim_end().to_owned())
+        .map(|edge| {
+            format!(
+                "{} -> {} {:?} {}",
+                edge.source,
+                edge.target,
+                edge.sort,
+                edge.label.as_deref().unwrap_or("")
+            )
+            .trim_end()
+            .to_owned()
+        })
         .collect();
-    assert_eq!(edges, [
-        "__start__ -> a Plain",
-        "a -> b Choice state.n > 1 && state.n < 3",
-        "a -> c Choice state.n > 1 && state.n < 3",
-        "a -> __end__ Choice otherwise",
-        "b -> d Plain",
-        "c -> d Plain",
-        "c -> d OnError on error",
-        "d -> __end__ Plain",
-    ]);
+    assert_eq!(
+        edges,
+        [
+            "__start__ -> a Plain",
+            "a -> b Choice state.n > 1 && state.n < 3",
+            "a -> c Choice state.n > 1 && state.n < 3",
+            "a -> __end__ Choice otherwise",
+            "b -> d Plain",
+            "c -> d Plain",
+            "c -> d OnError on error",
+            "d -> __end__ Plain",
+        ]
+    );
 }
 
 #[test]
@@ -44,7 +70,10 @@ fn xray_draws_a_subgraph_open_under_the_name_of_its_caller() {
     };
     assert!(edge("a", "b:__start__") && edge("b:__start__", "b:x") && edge("b:__end__", "d"));
     for edge in &drawing.edges {
-        assert!(ids.contains(&edge.source.as_str()) && ids.contains(&edge.target.as_str()), "{edge:?}");
+        assert!(
+            ids.contains(&edge.source.as_str()) && ids.contains(&edge.target.as_str()),
+            "{edge:?}"
+        );
     }
 }
 
@@ -75,7 +104,8 @@ fn svg_is_well_formed_and_keeps_boxes_apart() {
         assert!(a.x - a.width / 2.0 >= 0.0 && a.x + a.width / 2.0 <= placed.width, "{a:?}");
         assert!(a.y - a.height / 2.0 >= 0.0 && a.y + a.height / 2.0 <= placed.height, "{a:?}");
         for b in &placed.boxes[at + 1..] {
-            let apart = (a.x - b.x).abs() >= (a.width + b.width) / 2.0 || (a.y - b.y).abs() >= a.height;
+            let apart =
+                (a.x - b.x).abs() >= (a.width + b.width) / 2.0 || (a.y - b.y).abs() >= a.height;
             assert!(apart, "{a:?} and {b:?} overlap");
         }
     }
