@@ -6,6 +6,7 @@
 //! **Invariant:** only this folder prints.
 
 mod serve;
+mod graph;
 mod worker;
 
 use std::process::ExitCode;
@@ -24,6 +25,8 @@ struct Cli {
 enum Command {
     /// Run the server: REST API, driver and, unless told otherwise, a private database and a local worker.
     Serve(Box<crate::config::ServeArgs>),
+    /// Check, draw and describe graph files.
+    Graph(graph::GraphArgs),
     /// Run the agent of a worker machine: accepts jobs and runs them in sandboxes.
     Worker(worker::WorkerArgs),
 }
@@ -41,6 +44,7 @@ pub fn main() -> ExitCode {
     let result = runtime.block_on(async {
         match cli.command {
             Command::Serve(args) => serve::run(*args).await,
+            Command::Graph(args) => graph::run(args),
             Command::Worker(args) => worker::run(args).await,
         }
     });
