@@ -5,6 +5,13 @@
 //!
 //! **Invariant:** only this folder prints.
 
+mod client;
+mod follow;
+mod run;
+mod runs;
+mod show;
+mod threads;
+mod token;
 mod worker;
 
 use std::process::ExitCode;
@@ -21,6 +28,14 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Start a run of a graph and follow it to its end.
+    Run(run::RunArgs),
+    /// List, show and cancel runs.
+    Runs(runs::RunsArgs),
+    /// List and show threads and their history.
+    Threads(threads::ThreadsArgs),
+    /// Make, list and revoke API tokens.
+    Token(token::TokenArgs),
     /// Run the agent of a worker machine: accepts jobs and runs them in sandboxes.
     Worker(worker::WorkerArgs),
 }
@@ -37,6 +52,10 @@ pub fn main() -> ExitCode {
     };
     let result = runtime.block_on(async {
         match cli.command {
+            Command::Run(args) => run::run(args).await,
+            Command::Runs(args) => runs::run(args).await,
+            Command::Threads(args) => threads::run(args).await,
+            Command::Token(args) => token::run(args).await,
             Command::Worker(args) => worker::run(args).await,
         }
     });
