@@ -43,7 +43,8 @@ enum Command {
     /// Revoke a token. Example: cynai token revoke 0193…
     Revoke {
         /// The token's id, as listed; not the token itself.
-        token: uuid::Uuid,
+        #[arg(value_name = "ID")]
+        id: uuid::Uuid,
     },
 }
 
@@ -65,12 +66,12 @@ pub(super) async fn run(args: TokenArgs) -> anyhow::Result<()> {
             Ok(())
         }
         Command::List { user } => list(&client, user.as_deref(), json).await,
-        Command::Revoke { token } => {
-            client.call(Method::DELETE, &format!("/v1/tokens/{token}"), None).await?;
+        Command::Revoke { id } => {
+            client.call(Method::DELETE, &format!("/v1/tokens/{id}"), None).await?;
             if json {
-                show::json_line(&json!({"token_id": token, "revoked": true}));
+                show::json_line(&json!({"token_id": id, "revoked": true}));
             } else {
-                show::line(format!("revoked {token}"));
+                show::line(format!("revoked {id}"));
             }
             Ok(())
         }

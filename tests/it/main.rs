@@ -5,6 +5,7 @@
 mod access;
 mod architecture;
 mod assistants;
+mod cli;
 mod gateway;
 mod scoping;
 mod support;
