@@ -3,8 +3,8 @@
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 
-use chrono::{TimeDelta, Utc};
-use cynai::clock::TestClock;
+use chrono::TimeDelta;
+use cynai::clock::{Clock, SystemClock, TestClock};
 use cynai::services::access::Bootstrap;
 use cynai::services::{ServiceLimits, Services};
 use reqwest::Method;
@@ -106,7 +106,7 @@ async fn a_token_is_shown_once_listed_without_it_and_refused_after_its_revocatio
 #[sqlx::test]
 async fn an_expired_token_is_refused(pool: PgPool) {
     let system = TestSystem::start(pool).await;
-    system.clock.advance(Utc::now() - start_of_time() - TimeDelta::hours(2));
+    system.clock.advance(SystemClock.now() - start_of_time() - TimeDelta::hours(2));
     let request = |ttl: u64| json!({"name": "short", "ttl_seconds": ttl});
     let dead = system.post("/v1/tokens", request(3600)).await.expect(201);
     let live = system.post("/v1/tokens", request(3 * 3600)).await.expect(201);

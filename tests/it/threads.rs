@@ -191,12 +191,12 @@ async fn search_finds_by_what_threads_hold(pool: PgPool) {
         ids
     };
     let (red, plain) = (red["thread_id"].clone(), Value::from(plain));
-    assert_eq!(found(json!({"metadata": {"tag": {"color": "red"}}})).await, [red.clone()]);
+    assert_eq!(found(json!({"metadata": {"tag": {"color": "red"}}})).await, vec![red.clone()]);
     assert!(found(json!({"metadata": {"tag": {"color": "blue"}}})).await.is_empty());
-    assert_eq!(found(json!({"status": "error"})).await, [plain.clone()]);
-    assert_eq!(found(json!({"values": {"total": 3}})).await, [plain.clone()]);
-    assert_eq!(found(json!({"values": {"list": [{"id": 2}]}})).await, [plain.clone()]);
-    assert_eq!(found(json!({"ids": [red]})).await, [red]);
+    assert_eq!(found(json!({"status": "error"})).await, vec![plain.clone()]);
+    assert_eq!(found(json!({"values": {"total": 3}})).await, vec![plain.clone()]);
+    assert_eq!(found(json!({"values": {"list": [{"id": 2}]}})).await, vec![plain.clone()]);
+    assert_eq!(found(json!({"ids": [red]})).await, vec![red]);
     assert_eq!(found(json!({})).await.len(), 2);
     let shown = json!({"ids": [plain], "select": ["thread_id", "values.total"],
                        "extract": {"last": "values.list[-1].id", "none": "values.none"}});

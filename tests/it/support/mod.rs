@@ -8,8 +8,6 @@ use cynai::clock::TestClock;
 use cynai::gateway::{Gateway, GatewayConfig, ReadyCheck, serve};
 use cynai::graph::compile::{NoNodes, compile_stored};
 use cynai::graph::model::Graph;
-use cynai::ids::UserId;
-use cynai::services::api::Actor;
 use cynai::services::catalog::GraphCatalog;
 use cynai::services::{ServiceLimits, Services};
 use reqwest::{Method, StatusCode};
@@ -120,11 +118,6 @@ impl TestSystem {
         token["token"].as_str().unwrap().to_owned()
     }
 
-    /// The administrator, as services know them.
-    pub async fn admin(&self) -> Actor {
-        self.services.authenticate(&self.token).await.unwrap()
-    }
-
     /// A fresh thread of the administrator's.
     pub async fn thread(&self) -> String {
         let thread = self.post("/threads", json!({})).await.expect(200);
@@ -169,11 +162,6 @@ impl Answer {
         assert!(self.header("x-request-id").is_some());
         body
     }
-}
-
-/// Somebody who does not exist.
-pub fn nobody() -> Actor {
-    Actor { user_id: UserId::new(), name: "nobody".to_owned(), admin: false }
 }
 
 /// The graphs that every test system serves.
