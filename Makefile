@@ -6,6 +6,8 @@ SHELL := /bin/bash
 export SQLX_OFFLINE := true
 # How long the long crash tests may take, in seconds; 0 is as long as they need.
 CRASH_SECONDS ?= 0
+# How often the peers are measured; the median counts.
+REPETITIONS ?= 1
 export CYNAI_CRASH_SECONDS := $(CRASH_SECONDS)
 
 .PHONY: help setup build release test test-crash demo bench bench-peers check fmt sqlx ci clean
@@ -43,7 +45,9 @@ bench: ## Measure this machine: JSON lines
 bench-peers: ## The same beside LangGraph and Restate, with ratios
 	@scripts/setup build test peers
 	@benches/peers/setup
-	@scripts/bench --peers
+	@scripts/bench | tee target/bench.jsonl
+	@benches/peers/run $(REPETITIONS) | tee target/bench-peers.jsonl
+	@benches/ratios.py target/bench.jsonl target/bench-peers.jsonl
 
 check: ## Format, lints and documents, as CI wants them
 	cargo fmt --check

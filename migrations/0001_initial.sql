@@ -94,16 +94,14 @@ create table runs (
   user_id            uuid not null,
   assistant_id       uuid not null,
   graph_hash         bytea not null,
+  branch             int not null default 0,    -- the branch that it runs on
   status             text not null default 'pending'
                      check (status in ('pending', 'running', 'success', 'error', 'timeout', 'interrupted')),
   multitask_strategy text not null default 'enqueue'
                      check (multitask_strategy in ('reject', 'interrupt', 'rollback', 'enqueue')),
   priority           int not null default 0,
   not_before         timestamptz,               -- a delayed start
-  input              bytea,                     -- JSON, applied when the run begins
-  command            bytea,                     -- JSON of a command's update and goto, applied when the run begins
-  fork_branch        int,                       -- where the run starts instead of the thread's head
-  fork_seq           bigint,
+  input              bytea,                     -- JSON of what it begins with, when it has not begun
   stream_modes       text[] not null default '{}',
   options            bytea not null,            -- JSON: what the client asked for, echoed and read by the driver
   metadata           jsonb not null default '{}',

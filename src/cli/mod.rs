@@ -12,6 +12,7 @@ mod runs;
 mod show;
 mod threads;
 mod token;
+mod serve;
 mod worker;
 
 use std::process::ExitCode;
@@ -36,6 +37,8 @@ enum Command {
     Threads(threads::ThreadsArgs),
     /// Make, list and revoke API tokens.
     Token(token::TokenArgs),
+    /// Run the server: REST API, driver and, unless told otherwise, a private database and a local worker.
+    Serve(Box<crate::config::ServeArgs>),
     /// Run the agent of a worker machine: accepts jobs and runs them in sandboxes.
     Worker(worker::WorkerArgs),
 }
@@ -56,6 +59,7 @@ pub fn main() -> ExitCode {
             Command::Runs(args) => runs::run(args).await,
             Command::Threads(args) => threads::run(args).await,
             Command::Token(args) => token::run(args).await,
+            Command::Serve(args) => serve::run(*args).await,
             Command::Worker(args) => worker::run(args).await,
         }
     });

@@ -102,7 +102,7 @@ pub struct ServeArgs {
     pub driver_capacity: u32,
 
     /// The longest request body that is accepted.
-    #[arg(long, env = "CYNAI_BODY_LIMIT", value_name = "SIZE", default_value = "8MiB", value_parser = parse_body_limit)]
+    #[arg(long, env = "CYNAI_BODY_LIMIT", value_name = "SIZE", default_value = "10MiB", value_parser = parse_body_limit)]
     pub body_limit: usize,
 
     /// Where the first start writes the administrator's token [default: admin-token in the data
@@ -114,12 +114,16 @@ pub struct ServeArgs {
     #[arg(long, env = "CYNAI_NO_LOCAL_WORKER", value_parser = FalseyValueParser::new())]
     pub no_local_worker: bool,
 
+    /// How many jobs this machine runs at once [default: twice its cores].
+    #[arg(long, env = "CYNAI_SLOTS", value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub slots: Option<u16>,
+
     /// A directory that jobs on this machine may ask for by name.
-    #[arg(long = "mount", env = "CYNAI_MOUNTS", value_name = "NAME=DIR", value_delimiter = ';', value_parser = parse_directory)]
+    #[arg(long = "mount", env = "CYNAI_MOUNTS", value_name = "NAME=DIR", value_delimiter = ';', value_parser = parse_mount)]
     pub mounts: Vec<(String, PathBuf)>,
 
     /// A root file system that jobs on this machine may name as their image.
-    #[arg(long = "image", env = "CYNAI_IMAGES", value_name = "NAME=DIR", value_delimiter = ';', value_parser = parse_directory)]
+    #[arg(long = "image", env = "CYNAI_IMAGES", value_name = "NAME=DIR", value_delimiter = ';', value_parser = parse_image)]
     pub images: Vec<(String, PathBuf)>,
 
     /// How to log.
@@ -247,6 +251,8 @@ pub enum DatabaseConfig {
 /// The worker that runs jobs beside the server.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct LocalWorkerConfig {
+    /// How many jobs run at once; none leaves it to the worker.
+    pub slots: Option<usize>,
     /// Directories that jobs may ask for, by name.
     pub mounts: BTreeMap<String, PathBuf>,
     /// Root file systems, by image name.
@@ -311,6 +317,7 @@ impl ServeArgs {
             None => default_data_dir(environment)?,
         };
         let worker = LocalWorkerConfig {
+            slots: self.slots.map(usize::from),
             mounts: directories("--mount", &self.mounts, &data_dir, environment)?,
             images: directories("--image", &self.images, &data_dir, environment)?,
         };
@@ -503,7 +510,7 @@ fn parse_lease(text: &str) -> Result<Duration, FormError> {
 }
 
 fn parse_body_limit(text: &str) -> Result<usize, FormError> {
-    let error = FormError("a size from 1KiB to 1GiB, such as 8MiB");
+    let error = FormError("a size from 1KiB to 1GiB, such as 10MiB");
     let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let unit: usize = match text[end..].trim() {
         "" | "B" => 1,
@@ -522,16 +529,24 @@ fn parse_pair(text: &str) -> Result<(String, String), FormError> {
     Ok((name.trim().to_owned(), value.trim().to_owned()))
 }
 
-fn parse_directory(text: &str) -> Result<(String, PathBuf), FormError> {
+fn parse_mount(text: &str) -> Result<(String, PathBuf), FormError> {
     let form =
-        "NAME=DIR with a name of lower-case letters, digits and ._-/, such as logs=/var/log/app";
-    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-/".contains(c);
-    let (name, dir) = text.split_once('=').ok_or(FormError(form))?;
+        "NAME=DIR with a name of letters, digits, `.`, `_` and `-`, such as logs=/var/log/app";
+    parse_directory(text, "._-").ok_or(FormError(form))
+}
+
+fn parse_image(text: &str) -> Result<(String, PathBuf), FormError> {
+    let form =
+        "NAME=DIR with a name of letters, digits and `._-/:`, such as sandbox/tools=/srv/tools";
+    parse_directory(text, "._-/:").ok_or(FormError(form))
+}
+
+fn parse_directory(text: &str, marks: &str) -> Option<(String, PathBuf)> {
+    let (name, dir) = text.split_once('=')?;
+    let plain = |c: char| c.is_ascii_alphanumeric() || marks.contains(c);
     let parts_are_names = name.split('/').all(|part| !part.is_empty() && !part.starts_with('.'));
-    if name.len() > 64 || !name.chars().all(plain) || !parts_are_names || dir.is_empty() {
-        return Err(FormError(form));
-    }
-    Ok((name.to_owned(), PathBuf::from(dir)))
+    let well_formed = name.len() <= 128 && name.chars().all(plain) && parts_are_names;
+    (well_formed && !dir.is_empty()).then(|| (name.to_owned(), PathBuf::from(dir)))
 }
 
 #[cfg(test)]

@@ -61,7 +61,7 @@ fn mistakes_are_reported_with_the_flag_and_the_form_that_works() {
     check("--lease soon", &["--lease", "from 1s to 10m"]);
     check("--body-limit 2GiB", &["--body-limit", "from 1KiB to 1GiB"]);
     check("--body-limit 99999999999999999999G", &["--body-limit", "from 1KiB to 1GiB"]);
-    check("--body-limit 8XB", &["--body-limit", "such as 8MiB"]);
+    check("--body-limit 8XB", &["--body-limit", "such as 10MiB"]);
     check("--pool-size 1", &["--pool-size", "2..=1000"]);
     check("--driver-capacity 0", &["--driver-capacity", "1..=100000"]);
     check("--database-url mysql://h/d", &["--database-url", "postgres://USER"]);
@@ -69,6 +69,9 @@ fn mistakes_are_reported_with_the_flag_and_the_form_that_works() {
     check("--graphs nowhere", &["--graphs", "nowhere is not a directory"]);
     check("--mount logs", &["--mount", "NAME=DIR"]);
     check("--mount ../logs=logs", &["--mount", "NAME=DIR"]);
+    check("--mount a/b=logs", &["--mount", "logs=/var/log/app"]);
+    check("--image a//b=logs", &["--image", "sandbox/tools=/srv/tools"]);
+    check("--slots 0", &["--slots", "1..=1024"]);
     check("--mount logs=nowhere", &["--mount", "nowhere is not a directory"]);
     check("--mount a=logs --mount a=flows", &["--mount", "\"a\" is given twice"]);
     check("--env UNSET", &["--env", "UNSET is not set", "--env UNSET=VALUE"]);
@@ -104,7 +107,7 @@ fn defaults_are_a_private_database_and_a_worker_on_loopback() {
     assert!(config.listen.ip().is_loopback());
     assert!(matches!(config.database, DatabaseConfig::Embedded { pg_bin: None, .. }));
     assert_eq!(config.local_worker, Some(LocalWorkerConfig::default()));
-    assert_eq!(config.body_limit_bytes, 8 << 20);
+    assert_eq!(config.body_limit_bytes, 10 << 20);
     assert_eq!(config.admin_token_file, Path::new("/home/ann/.local/share/cynai/admin-token"));
     assert!(config.graphs.is_empty());
 }

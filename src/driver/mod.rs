@@ -1,1 +1,404 @@
-//! `driver`.
+//! Leases runnable runs, advances them, renews, parks, releases.
+//!
+//! The loop wakes by a signal, by the next due time, or after [`POLL`]; it always looks at the tables.
+//! Each claimed run is one task of this process. Authority is a row: the driver's lease (one update for
+//! all its runs), and each run's fence. When the lease cannot be renewed the driver drops everything
+//! that it holds and begins a new life; the runs are claimed again by whoever is alive.
+//!
+//! **Invariant:** knows no HTTP; and only what it holds a grant for does it move.
+
+mod advance;
+pub mod instance;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use sqlx::{Acquire, PgPool};
+use tokio::sync::{Semaphore, broadcast};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use crate::graph::exec::NodeSource;
+use crate::ids::{InstanceId, RunId};
+use crate::store::commit::Committer;
+use crate::store::graphs::Graphs;
+use crate::store::queue::{self, Grant};
+use crate::store::signals::Signals;
+use crate::store::{StoreError, crash};
+
+/// Without a signal, the tables are looked at this often.
+const POLL: Duration = Duration::from_millis(500);
+/// Runs that one statement claims, so that several drivers share what is queued.
+const CLAIM: i64 = 16;
+/// How often runs are checked to be still held.
+const CHECK_HELD: Duration = Duration::from_secs(1);
+/// Dead drivers' runs are looked for this often.
+const RECOVER_EVERY: Duration = Duration::from_secs(1);
+/// Due rows that one statement moves.
+const PROMOTE: i64 = 1000;
+
+/// What an operator sets.
+#[derive(Debug, Clone)]
+pub struct DriverConfig {
+    /// This installation; it must not be used by two processes at once.
+    pub instance: InstanceId,
+    /// The machine, for people.
+    pub host: String,
+    /// How long authority lasts without renewal.
+    pub lease: Duration,
+    /// Runs in memory at once.
+    pub capacity: usize,
+    /// Activations of one run under way at once.
+    pub max_parallel: usize,
+    /// What graphs may see as `env`.
+    pub env: Value,
+    /// Processes that may die with a run, without a commit between them, before a person is asked.
+    pub max_claims: i16,
+    /// How long a stopping driver lets activations finish.
+    pub grace: Duration,
+}
+
+impl Default for DriverConfig {
+    fn default() -> Self {
+        Self {
+            instance: InstanceId::new(),
+            host: String::new(),
+            lease: Duration::from_secs(15),
+            capacity: 256,
+            max_parallel: 256,
+            env: Value::Object(serde_json::Map::new()),
+            max_claims: 3,
+            grace: Duration::from_secs(10),
+        }
+    }
+}
+
+/// What all runs of a driver share.
+pub(crate) struct Shared {
+    pub(crate) pool: PgPool,
+    pub(crate) committer: Committer,
+    pub(crate) signals: Arc<Signals>,
+    pub(crate) graphs: Graphs,
+    pub(crate) nodes: Arc<dyn NodeSource>,
+    pub(crate) config: DriverConfig,
+    pub(crate) drain: Arc<AtomicBool>,
+}
+
+/// Moves runs.
+pub struct Driver {
+    shared: Arc<Shared>,
+    leased: Arc<AtomicBool>,
+    running: Arc<Mutex<HashMap<RunId, Held>>>,
+}
+
+struct Held {
+    fence: i64,
+    abort: AbortHandle,
+}
+
+/// A life of the driver that has ended: why.
+enum End {
+    Stop,
+    LeaseLost,
+}
+
+impl std::fmt::Debug for Driver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Driver").field("instance", &self.shared.config.instance).finish_non_exhaustive()
+    }
+}
+
+impl Driver {
+    /// A driver over `pool`.
+    #[must_use]
+    pub fn new(
+        pool: PgPool,
+        signals: Arc<Signals>,
+        graphs: Graphs,
+        nodes: Arc<dyn NodeSource>,
+        config: DriverConfig,
+    ) -> Self {
+        let committer = Committer::new(pool.clone());
+        let drain = Arc::new(AtomicBool::new(false));
+        let shared = Shared { pool, committer, signals, graphs, nodes, config, drain };
+        Self { shared: Arc::new(shared), leased: Arc::new(AtomicBool::new(false)), running: Arc::default() }
+    }
+
+    /// The commit path, for its figures.
+    #[must_use]
+    pub fn committer(&self) -> &Committer {
+        &self.shared.committer
+    }
+
+    /// True while this driver's lease holds.
+    #[must_use]
+    pub fn leased(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.leased)
+    }
+
+    /// How many runs are in memory.
+    #[must_use]
+    pub fn in_memory(&self) -> usize {
+        self.held().len()
+    }
+
+    fn held(&self) -> std::sync::MutexGuard<'_, HashMap<RunId, Held>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Moves runs until `stop`, then lets what runs come to a checkpoint, releases it, and returns.
+    pub async fn run(&self, stop: CancellationToken) {
+        while !stop.is_cancelled() {
+            match self.live(&stop).await {
+                Ok(End::Stop) => return,
+                Ok(End::LeaseLost) => {
+                    tracing::error!(instance = %self.shared.config.instance, "the lease was lost: all runs are dropped");
+                }
+                Err(err) => {
+                    tracing::warn!(error = &err as &dyn std::error::Error, "the driver cannot reach the database; it tries again");
+                    tokio::select! {
+                        () = tokio::time::sleep(Duration::from_secs(1)) => {}
+                        () = stop.cancelled() => return,
+                    }
+                }
+            }
+        }
+    }
+
+    /// One life: from taking a lease to losing it or stopping.
+    async fn live(&self, stop: &CancellationToken) -> Result<End, StoreError> {
+        let config = &self.shared.config;
+        let epoch = {
+            let mut db = self.shared.pool.acquire().await?;
+            crash::before("register");
+            let epoch = queue::register(&mut db, config.instance, &config.host, config.lease).await?;
+            crash::after("register");
+            epoch
+        };
+        tracing::info!(instance = %config.instance, epoch, "the driver has its lease");
+        self.leased.store(true, Ordering::Relaxed);
+        let mut runs = JoinSet::new();
+        let end = tokio::select! {
+            end = self.keep_lease(epoch) => end,
+            end = self.claim_and_run(epoch, &mut runs, stop) => end,
+        };
+        self.leased.store(false, Ordering::Relaxed);
+        match end {
+            End::Stop => {
+                tokio::select! {
+                    () = self.drain(&mut runs) => {}
+                    _ = self.keep_lease(epoch) => {}
+                }
+                runs.shutdown().await;
+                let mut db = self.shared.pool.acquire().await?;
+                queue::unregister(&mut db, config.instance, epoch).await?;
+                self.shared.signals.queued();
+            }
+            End::LeaseLost => runs.shutdown().await,
+        }
+        self.held().clear();
+        Ok(end)
+    }
+
+    /// Renews the lease until that fails for good.
+    async fn keep_lease(&self, epoch: i64) -> End {
+        let config = &self.shared.config;
+        let mut renewed = Instant::now();
+        loop {
+            tokio::time::sleep(config.lease / 3).await;
+            let asked = Instant::now();
+            // Authority ends when the lease does, whether or not an answer comes.
+            let left = config.lease.saturating_sub(renewed.elapsed());
+            let renewal = async {
+                let mut db = self.shared.pool.acquire().await?;
+                queue::renew(&mut db, config.instance, epoch, config.lease).await
+            };
+            match tokio::time::timeout(left, renewal).await {
+                Ok(Ok(true)) => renewed = asked,
+                Ok(Ok(false)) => return End::LeaseLost,
+                Ok(Err(err)) => {
+                    tracing::warn!(error = &err as &dyn std::error::Error, "the lease could not be renewed");
+                }
+                Err(_) => return End::LeaseLost,
+            }
+            if renewed.elapsed() >= config.lease {
+                return End::LeaseLost;
+            }
+        }
+    }
+
+    async fn claim_and_run(&self, epoch: i64, runs: &mut JoinSet<RunId>, stop: &CancellationToken) -> End {
+        let mut ended = self.shared.signals.ended();
+        let suspects = Arc::new(Semaphore::new(1));
+        let mut checked = Instant::now();
+        let mut recovered: Option<Instant> = None;
+        loop {
+            if recovered.is_none_or(|at| at.elapsed() >= RECOVER_EVERY) {
+                self.recover().await;
+                recovered = Some(Instant::now());
+            }
+            let more = match self.claim_once(epoch, runs, &suspects).await {
+                Ok(more) => more,
+                Err(err) => {
+                    tracing::warn!(error = &err as &dyn std::error::Error, "runs could not be claimed");
+                    false
+                }
+            };
+            let pause = if more { Duration::ZERO } else { self.pause().await };
+            if checked.elapsed() >= CHECK_HELD {
+                self.drop_lost().await;
+                checked = Instant::now();
+            }
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return End::Stop,
+                Some(done) = runs.join_next(), if !runs.is_empty() => self.forget(done),
+                run = ended.recv() => self.heard_end(run).await,
+                () = self.shared.signals.wait_queued(), if !more => {}
+                () = tokio::time::sleep(pause) => {}
+            }
+            while let Some(done) = runs.try_join_next() {
+                self.forget(done);
+            }
+        }
+    }
+
+    fn forget(&self, done: Result<RunId, tokio::task::JoinError>) {
+        match done {
+            Ok(run) => {
+                self.held().remove(&run);
+            }
+            Err(err) if err.is_cancelled() => {}
+            Err(err) => tracing::error!(error = &err as &dyn std::error::Error, "a run's task panicked"),
+        }
+    }
+
+    /// Somebody ended a run; if it is held here, its task goes.
+    async fn heard_end(&self, run: Result<RunId, broadcast::error::RecvError>) {
+        match run {
+            Ok(run) => {
+                let held = self.held().contains_key(&run);
+                if held {
+                    self.drop_lost().await;
+                }
+            }
+            Err(_) => self.drop_lost().await,
+        }
+    }
+
+    /// Drops runs that are no longer held: cancelled, or taken over.
+    async fn drop_lost(&self) {
+        let mine: Vec<(RunId, i64)> = self.held().iter().map(|(run, held)| (*run, held.fence)).collect();
+        if mine.is_empty() {
+            return;
+        }
+        let result = async {
+            let mut db = self.shared.pool.acquire().await?;
+            queue::still_held(&mut db, &mine).await
+        };
+        let Ok(still) = result.await else { return };
+        let mut held = self.held();
+        for (run, fence) in mine {
+            if !still.contains(&run) && held.get(&run).is_some_and(|known| known.fence == fence) {
+                // A run that has just ended by itself is aborted after its last commit: nothing is lost.
+                if let Some(lost) = held.remove(&run) {
+                    lost.abort.abort();
+                }
+            }
+        }
+    }
+
+    async fn recover(&self) {
+        let result = async {
+            let mut tx = self.shared.pool.begin().await?;
+            let freed = queue::recover(&mut tx, PROMOTE).await?;
+            if freed.is_empty() {
+                tx.rollback().await?;
+            } else {
+                crash::commit(tx, "recover").await?;
+            }
+            Ok::<_, StoreError>(freed)
+        };
+        match result.await {
+            Ok(freed) if freed.is_empty() => {}
+            Ok(freed) => tracing::warn!(runs = freed.len(), "runs of a dead driver were freed"),
+            Err(err) => tracing::debug!(error = &err as &dyn std::error::Error, "recovery failed"),
+        }
+    }
+
+    /// How long nothing will be due.
+    async fn pause(&self) -> Duration {
+        let result = async {
+            let mut db = self.shared.pool.acquire().await?;
+            queue::next_due(&mut db).await
+        };
+        // A due time just ahead is not polled for in a hot loop.
+        result.await.ok().flatten().map_or(POLL, |due| due.clamp(Duration::from_millis(1), POLL))
+    }
+
+    /// Claims what there is room for and starts it. True: there may be more.
+    async fn claim_once(&self, epoch: i64, runs: &mut JoinSet<RunId>, suspects: &Arc<Semaphore>) -> Result<bool, StoreError> {
+        let config = &self.shared.config;
+        let room = i64::try_from(config.capacity.saturating_sub(self.in_memory())).unwrap_or(i64::MAX);
+        if room == 0 {
+            return Ok(false);
+        }
+        let mut db = self.shared.pool.acquire().await?;
+        let promoted = queue::promote_due(&mut db, PROMOTE).await?;
+        let followups = queue::due_followups(&mut db, PROMOTE).await?;
+        for (thread, run) in followups {
+            advance::activate_followup(&self.shared, thread, run).await?;
+        }
+        // After a crash one of many runs killed the process: they go one at a time until each has committed.
+        if let Ok(permit) = Arc::clone(suspects).try_acquire_owned() {
+            let grants = self.claim(&mut db, epoch, 1, true).await?;
+            for grant in grants {
+                self.start(runs, grant, Some(permit));
+                return Ok(true);
+            }
+        }
+        let grants = self.claim(&mut db, epoch, room.min(CLAIM), false).await?;
+        let more = !grants.is_empty() || i64::try_from(promoted).unwrap_or(0) == PROMOTE;
+        for grant in grants {
+            self.start(runs, grant, None);
+        }
+        Ok(more)
+    }
+
+    async fn claim(&self, db: &mut sqlx::PgConnection, epoch: i64, limit: i64, suspects: bool) -> Result<Vec<Grant>, StoreError> {
+        let mut tx = db.begin().await?;
+        let grants = queue::claim(&mut tx, self.shared.config.instance, epoch, limit, suspects).await?;
+        if grants.is_empty() {
+            tx.rollback().await?;
+        } else {
+            crash::commit(tx, "claim").await?;
+        }
+        Ok(grants)
+    }
+
+    fn start(&self, runs: &mut JoinSet<RunId>, grant: Grant, suspect: Option<tokio::sync::OwnedSemaphorePermit>) {
+        let (run, fence) = (grant.run_id, grant.fence);
+        let shared = Arc::clone(&self.shared);
+        let abort = runs.spawn(async move {
+            advance::advance(&shared, grant, suspect).await;
+            run
+        });
+        self.held().insert(run, Held { fence, abort });
+    }
+
+    /// Lets runs come to a checkpoint and releases them; after the grace period the rest is dropped.
+    async fn drain(&self, runs: &mut JoinSet<RunId>) {
+        self.shared.drain.store(true, Ordering::Relaxed);
+        let wait = async {
+            while let Some(done) = runs.join_next().await {
+                self.forget(done);
+            }
+        };
+        if tokio::time::timeout(self.shared.config.grace, wait).await.is_err() {
+            tracing::warn!(runs = self.in_memory(), "activations did not end in time; they run again elsewhere");
+        }
+    }
+}

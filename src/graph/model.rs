@@ -323,7 +323,9 @@ impl Graph {
     pub fn subgraphs(&self) -> BTreeMap<String, Arc<Graph>> {
         let mut found = BTreeMap::new();
         for node in &self.nodes {
-            if let NodeKind::Graph { graph, .. } = &node.kind {
+            if let NodeKind::Graph { graph, .. } = &node.kind
+                && !found.contains_key(&graph.name)
+            {
                 found.extend(graph.subgraphs());
                 found.insert(graph.name.clone(), Arc::clone(graph));
             }

@@ -1,1 +1,61 @@
-//! `nodes`.
+//! Node kinds that reach outside: one file each, and the registry that finds them.
+//!
+//! **Invariant:** a node holds services, never a database handle; what it does is one service call.
+
+pub mod job;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::graph::compile::NodeNames;
+use crate::graph::exec::{Node, NodeSource};
+use crate::graph::model::{Effect, Node as NodeSpec, NodeKind};
+
+/// The nodes that graphs of this process can use.
+#[derive(Clone, Default)]
+pub struct Registry {
+    named: BTreeMap<String, Arc<dyn Node>>,
+    job: Option<Arc<dyn Node>>,
+}
+
+impl std::fmt::Debug for Registry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Registry").field("named", &self.named.keys()).field("job", &self.job.is_some()).finish()
+    }
+}
+
+impl Registry {
+    /// Adds a node that graph files name as `use: NAME`. The name is stored with runs: it must stay stable.
+    #[must_use]
+    pub fn with(mut self, name: &str, node: impl Node + 'static) -> Self {
+        self.named.insert(name.to_owned(), Arc::new(node));
+        self
+    }
+
+    /// Adds the code of `job` nodes.
+    #[must_use]
+    pub fn with_job(mut self, node: impl Node + 'static) -> Self {
+        self.job = Some(Arc::new(node));
+        self
+    }
+}
+
+impl NodeSource for Registry {
+    fn find(&self, node: &NodeSpec) -> Option<Arc<dyn Node>> {
+        match &node.kind {
+            NodeKind::Use { name, .. } => self.named.get(name).cloned(),
+            NodeKind::Job(_) => self.job.clone(),
+            NodeKind::Set | NodeKind::Interrupt(_) | NodeKind::Wait(_) | NodeKind::Graph { .. } => None,
+        }
+    }
+}
+
+impl NodeNames for Registry {
+    fn names(&self) -> Vec<String> {
+        self.named.keys().cloned().collect()
+    }
+
+    fn effect(&self, name: &str) -> Option<Effect> {
+        self.named.get(name).map(|node| node.effect())
+    }
+}

@@ -5,13 +5,16 @@
 //!
 //! **Invariant:** nothing here advances a run: operations record intent, the driver moves runs.
 
+mod accept;
 pub mod access;
 pub mod api;
 pub mod assistants;
 pub mod catalog;
+mod checkpoint_id;
 mod checks;
 pub mod drawing;
 pub mod error;
+pub mod jobs;
 mod health;
 pub mod runs;
 pub mod state;
@@ -20,9 +23,12 @@ pub mod threads;
 
 use std::sync::{Arc, PoisonError, RwLock};
 
+use serde_json::Value;
 use sqlx::PgPool;
 
 use crate::clock::Clock;
+use crate::graph::compile::{NoNodes, NodeNames};
+use crate::store::graphs::Graphs;
 
 use access::TokenCache;
 use catalog::GraphCatalog;
@@ -40,6 +46,9 @@ struct Inner {
     graphs: RwLock<Arc<GraphCatalog>>,
     hub: Hub,
     tokens: TokenCache,
+    versions: Graphs,
+    env: Value,
+    workers: jobs::Workers,
 }
 
 /// Bounds that an operator may change.
@@ -76,17 +85,46 @@ impl Default for ServiceLimits {
 }
 
 impl Services {
-    /// Operations on the database behind `pool`, with no graph loaded yet.
+    /// Operations on the database behind `pool`, with no graph loaded yet, no registered node and no `env`.
     #[must_use]
     pub fn new(pool: PgPool, clock: Arc<dyn Clock>, limits: ServiceLimits) -> Self {
+        Self::with_nodes(pool, clock, limits, Arc::new(NoNodes), Value::Object(serde_json::Map::new()))
+    }
+
+    /// As [`Services::new`], for graphs that use the nodes of `names` and see `env`.
+    #[must_use]
+    pub fn with_nodes(
+        pool: PgPool,
+        clock: Arc<dyn Clock>,
+        limits: ServiceLimits,
+        names: Arc<dyn NodeNames + Send + Sync>,
+        env: Value,
+    ) -> Self {
         Self(Arc::new(Inner {
+            versions: Graphs::new(pool.clone(), names),
             pool,
             clock,
             limits,
             graphs: RwLock::default(),
             hub: Hub::default(),
             tokens: TokenCache::default(),
+            env,
+            workers: jobs::Workers::default(),
         }))
+    }
+
+    /// Every version of every graph that a run is pinned to.
+    #[must_use]
+    pub fn versions(&self) -> &Graphs {
+        &self.0.versions
+    }
+
+    fn workers(&self) -> &jobs::Workers {
+        &self.0.workers
+    }
+
+    fn env(&self) -> &Value {
+        &self.0.env
     }
 
     /// The graphs that new runs may start, as loaded now.
@@ -96,6 +134,9 @@ impl Services {
     }
 
     fn set_graphs(&self, catalog: GraphCatalog) {
+        for graph in catalog.iter() {
+            self.0.versions.keep(graph);
+        }
         *self.0.graphs.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(catalog);
     }
 

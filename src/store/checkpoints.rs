@@ -8,7 +8,9 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
 use super::StoreError;
-use crate::graph::checkpoint::{KEYFRAME_EVERY, Restored, StoredRow, StoredWait, ValueRef, WaitKind};
+use crate::graph::checkpoint::{DecodeError, Decoder, KEYFRAME_EVERY, Restored, StoredRow, StoredWait, ValueRef, WaitKind};
+use crate::graph::input::Standing;
+use crate::graph::model::Graph;
 use crate::graph::step::Position;
 use crate::ids::{RunId, TaskId, ThreadId};
 
@@ -65,6 +67,49 @@ pub async fn rows(
             keyframe: row.keyframe,
         })
         .collect())
+}
+
+/// Why where a thread stands cannot be told.
+#[derive(Debug, thiserror::Error)]
+pub enum StandingError {
+    /// It could not be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// It is not what this program writes.
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+}
+
+/// Where a thread stands: at `seq` of a branch, or at the branch's last checkpoint.
+pub async fn standing(
+    db: &mut PgConnection,
+    thread: ThreadId,
+    branch: i32,
+    seq: Option<i64>,
+    graph: &Graph,
+) -> Result<Standing, StandingError> {
+    standing_in(db, thread, "", branch, seq, graph).await
+}
+
+/// As [`standing`], in any namespace.
+pub async fn standing_in(
+    db: &mut PgConnection,
+    thread: ThreadId,
+    namespace: &str,
+    branch: i32,
+    seq: Option<i64>,
+    graph: &Graph,
+) -> Result<Standing, StandingError> {
+    let rows = rows(db, thread, namespace, branch, seq).await?;
+    let Some(last) = rows.last() else { return Ok(Standing::empty(graph)) };
+    let (position, names) = (last.position, last.next.clone());
+    let decoder = Decoder::new(graph).read(&rows)?;
+    let refs = decoder.refs();
+    let fetched = if refs.is_empty() { HashMap::new() } else { values(db, thread, namespace, &refs).await? };
+    let (state, homes) = decoder.finish(fetched)?;
+    // Nodes of another graph are not this graph's: whoever goes on from here names its own.
+    let next = names.split(',').filter_map(|name| graph.find_node(name)).collect();
+    Ok(Standing { state, homes, position: Some(position), next })
 }
 
 /// Values that are stored apart from their rows.
@@ -213,4 +258,28 @@ pub async fn insert(
     .execute(db)
     .await?;
     Ok(())
+}
+
+/// The root checkpoints of a run after `seq`, oldest first.
+pub async fn of_run(
+    db: &mut PgConnection,
+    thread: ThreadId,
+    run: RunId,
+    branch: i32,
+    seq: i64,
+    limit: i64,
+) -> Result<Vec<i64>, StoreError> {
+    let seqs = sqlx::query_scalar!(
+        "select seq from checkpoints
+          where thread_id = $1 and namespace = '' and branch = $3 and seq > $4 and run_id = $2
+          order by seq limit $5",
+        thread as ThreadId,
+        run as RunId,
+        branch,
+        seq,
+        limit,
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(seqs)
 }

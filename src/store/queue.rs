@@ -410,3 +410,14 @@ pub async fn depth(db: &mut PgConnection) -> Result<(i64, i64, i64), StoreError>
     .await?;
     Ok((row.ready, row.suspect, row.later))
 }
+
+/// How long until an instant, by the database's clock; zero when it has passed.
+pub async fn until(db: &mut PgConnection, instant: DateTime<Utc>) -> Result<Duration, StoreError> {
+    let seconds = sqlx::query_scalar!(
+        r#"select extract(epoch from $1::timestamptz - cynai_now())::float8 as "seconds!""#,
+        instant
+    )
+    .fetch_one(db)
+    .await?;
+    Ok(Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX))
+}

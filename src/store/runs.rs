@@ -6,11 +6,27 @@
 //! **Invariant:** a run row and its first checkpoint are inserted in the same transaction.
 
 use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sqlx::PgConnection;
 
 use super::StoreError;
+use crate::graph::exec::Options;
 use crate::ids::{AssistantId, RunId, ThreadId, UserId};
+
+/// What a client asked of a run: `runs.options`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RunOptions {
+    /// What the engine is to do.
+    pub engine: Options,
+    /// `tags`, `recursion_limit`, `configurable`: seen by expressions as `run.config`.
+    pub config: Value,
+    /// Seen by expressions as `run.context`.
+    pub context: Value,
+    /// The request as it is echoed to clients.
+    pub kwargs: Value,
+}
 
 /// A thread under its row lock.
 #[derive(Debug, Clone)]
@@ -83,9 +99,9 @@ pub async fn insert(db: &mut PgConnection, run: &NewRun<'_>) -> Result<DateTime<
         "with r as (
            insert into runs (run_id, thread_id, user_id, assistant_id, graph_hash, multitask_strategy, priority,
                              not_before, input, options, stream_modes, metadata, temporary_thread,
-                             created_at, updated_at)
+                             branch, created_at, updated_at)
            values ($1, $2, $3, $4, $5, $6, $7, cynai_now() + make_interval(secs => $8), $9, $10, $11, $12, $13,
-                   cynai_now(), cynai_now())
+                   $16, cynai_now(), cynai_now())
            returning run_id, thread_id, user_id, priority, not_before, created_at),
          h as (
            insert into heads (run_id, thread_id, seq, first_seq, branch, status)
@@ -133,7 +149,8 @@ pub async fn begin(
         "with h as (
            update heads set seq = $3, first_seq = $3, branch = $4, claims = 0
             where run_id = $1 and fence = $2 and status = 'running' and seq = -1
-           returning thread_id)
+           returning thread_id),
+         r as (update runs set branch = $4 where run_id = $1)
          update threads t set branch = $4 from h where t.thread_id = h.thread_id",
         run as RunId,
         fence,
@@ -304,6 +321,8 @@ pub struct RunRow {
     pub assistant_id: AssistantId,
     /// The graph that it is pinned to.
     pub graph_hash: Vec<u8>,
+    /// The branch that it runs on.
+    pub branch: i32,
     /// How far it is.
     pub status: String,
     /// See the schema.
@@ -354,7 +373,7 @@ pub async fn list(
     let rows = sqlx::query_as!(
         RunRow,
         r#"select run_id as "run_id: RunId", thread_id as "thread_id: ThreadId", user_id as "user_id: UserId",
-                  assistant_id as "assistant_id: AssistantId", graph_hash, status, multitask_strategy, options,
+                  assistant_id as "assistant_id: AssistantId", graph_hash, branch, status, multitask_strategy, options,
                   metadata, stream_modes, error, result, cancel_reason, created_at, updated_at, started_at, ended_at
              from runs
             where user_id = $1 and ($2::uuid is null or run_id = $2) and ($3::uuid is null or thread_id = $3)
@@ -371,6 +390,21 @@ pub async fn list(
     .fetch_all(db)
     .await?;
     Ok(rows)
+}
+
+/// A run by its id, whoever owns it: the caller has authorized it by its thread.
+pub async fn find(db: &mut PgConnection, run: RunId) -> Result<Option<RunRow>, StoreError> {
+    let row = sqlx::query_as!(
+        RunRow,
+        r#"select run_id as "run_id: RunId", thread_id as "thread_id: ThreadId", user_id as "user_id: UserId",
+                  assistant_id as "assistant_id: AssistantId", graph_hash, branch, status, multitask_strategy, options,
+                  metadata, stream_modes, error, result, cancel_reason, created_at, updated_at, started_at, ended_at
+             from runs where run_id = $1"#,
+        run as RunId,
+    )
+    .fetch_optional(db)
+    .await?;
+    Ok(row)
 }
 
 /// How many runs of a thread have not ended.
@@ -401,6 +435,48 @@ pub async fn delete(db: &mut PgConnection, run: RunId) -> Result<(), StoreError>
         "with s as (delete from stream_events where run_id = $1), j as (delete from jobs where run_id = $1)
          delete from runs where run_id = $1",
         run as RunId
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// The graph of a thread's last run or update.
+pub async fn graph_of(db: &mut PgConnection, thread: ThreadId) -> Result<Option<Vec<u8>>, StoreError> {
+    let hash = sqlx::query_scalar!("select graph_hash from threads where thread_id = $1", thread as ThreadId)
+        .fetch_optional(db)
+        .await?;
+    Ok(hash.flatten())
+}
+
+/// The graph that a thread's metadata names.
+pub async fn graph_id_of(db: &mut PgConnection, thread: ThreadId) -> Result<Option<String>, StoreError> {
+    let name = sqlx::query_scalar!("select metadata ->> 'graph_id' from threads where thread_id = $1", thread as ThreadId)
+        .fetch_optional(db)
+        .await?;
+    Ok(name.flatten())
+}
+
+/// Records that the state of an idle thread was changed from outside: a grant of authority like any other.
+///
+/// The caller holds the thread's lock.
+pub async fn updated(
+    db: &mut PgConnection,
+    thread: ThreadId,
+    branch: i32,
+    graph_hash: &[u8],
+    status: &str,
+    values: &[u8],
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "update threads set fence = fence + 1, branch = $2, graph_hash = $3, status = $4, state_values = $5,
+                interrupts = null, error = null, updated_at = cynai_now(), state_updated_at = cynai_now()
+          where thread_id = $1",
+        thread as ThreadId,
+        branch,
+        graph_hash,
+        status,
+        values,
     )
     .execute(db)
     .await?;

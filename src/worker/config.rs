@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -27,7 +27,9 @@ pub enum ConfigError {
     OutOfRange { field: &'static str, min: u64, max: u64, value: u64 },
     #[error("the token is shorter than {MIN_TOKEN_BYTES} bytes")]
     WeakToken,
-    #[error("{kind} `{name}`: a name is 1 to 128 of a-z, A-Z, 0-9, `.`, `_`, `-` and, for images, `/` and `:`")]
+    #[error(
+        "{kind} `{name}`: a name is 1 to 128 of a-z, A-Z, 0-9, `.`, `_`, `-` and, for images, `/` and `:`"
+    )]
     BadName { kind: &'static str, name: String },
     #[error("{kind} `{name}`: {path} is not a directory")]
     NotADirectory { kind: &'static str, name: String, path: PathBuf },
@@ -142,7 +144,7 @@ pub struct Limits {
 }
 
 /// How long things may take, in seconds.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Timeouts {
     /// For a job that names no timeout.
@@ -175,7 +177,14 @@ impl Default for Queue {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { memory_mb: 1024, processes: 256, cpus: 1.0, disk_mb: 256, tmp_mb: 64, output_bytes: 256 << 10 }
+        Self {
+            memory_mb: 1024,
+            processes: 256,
+            cpus: 1.0,
+            disk_mb: 256,
+            tmp_mb: 64,
+            output_bytes: 256 << 10,
+        }
     }
 }
 
@@ -277,7 +286,11 @@ impl WorkerConfig {
 
     fn validate_numbers(&self) -> Result<(), ConfigError> {
         let limits = &self.limits;
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, then compared")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "saturates, then compared"
+        )]
         let milli_cpus = (limits.cpus * 1000.0) as u64;
         for (field, value, min, max) in [
             ("slots", self.slots() as u64, 1, 4096),
@@ -289,7 +302,12 @@ impl WorkerConfig {
             ("limits.disk_mb", limits.disk_mb, 1, 1 << 20),
             ("limits.tmp_mb", limits.tmp_mb, 1, 1 << 20),
             ("limits.output_bytes", limits.output_bytes as u64, 1024, 256 << 10),
-            ("timeouts.default_seconds", self.timeouts.default_seconds, 1, self.timeouts.max_seconds),
+            (
+                "timeouts.default_seconds",
+                self.timeouts.default_seconds,
+                1,
+                self.timeouts.max_seconds,
+            ),
             ("timeouts.max_seconds", self.timeouts.max_seconds, 1, 7 * 24 * 3600),
             ("timeouts.stop_grace_seconds", self.timeouts.stop_grace_seconds, 0, 300),
             ("results.unacknowledged", self.results.unacknowledged as u64, 1, 1_000_000),
@@ -306,7 +324,7 @@ impl WorkerConfig {
     }
 }
 
-fn named_directory(kind: &'static str, name: &str, path: &PathBuf) -> Result<(), ConfigError> {
+fn named_directory(kind: &'static str, name: &str, path: &Path) -> Result<(), ConfigError> {
     let extra = if kind == "image" { "._-/:" } else { "._-" };
     let known = |c: char| c.is_ascii_alphanumeric() || extra.contains(c);
     let dotted = name.split('/').any(|part| part.is_empty() || part == "." || part == "..");
@@ -314,7 +332,11 @@ fn named_directory(kind: &'static str, name: &str, path: &PathBuf) -> Result<(),
         return Err(ConfigError::BadName { kind, name: name.to_owned() });
     }
     if !path.is_dir() {
-        return Err(ConfigError::NotADirectory { kind, name: name.to_owned(), path: path.clone() });
+        return Err(ConfigError::NotADirectory {
+            kind,
+            name: name.to_owned(),
+            path: path.to_owned(),
+        });
     }
     Ok(())
 }
@@ -334,7 +356,10 @@ mod tests {
     fn unusable_values_are_refused_with_their_field() {
         check(|_| (), None);
         check(|c| c.slots = Some(0), Some("`slots` must be between 1 and 4096, not 0"));
-        check(|c| c.limits.memory_mb = 1, Some("`limits.memory_mb` must be between 32 and 1048576, not 1"));
+        check(
+            |c| c.limits.memory_mb = 1,
+            Some("`limits.memory_mb` must be between 32 and 1048576, not 1"),
+        );
         check(|c| c.token = Token::new("short"), Some("the token is shorter than 16 bytes"));
         check(
             |c| drop(c.mounts.insert("logs".into(), "/no/such".into())),

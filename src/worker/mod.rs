@@ -13,11 +13,11 @@ pub mod wire;
 
 pub mod sandbox;
 
-// pub mod jobs;
+pub mod jobs;
 
-// pub mod agent;
-// pub mod client;
-// pub mod local;
+pub mod agent;
+pub mod client;
+pub mod local;
 
 #[cfg(test)]
-mod tests {}
+mod tests;

@@ -270,7 +270,9 @@ pub enum InvalidRequest {
     DashCommand { command: String },
     #[error("`sandbox.env` has a name that is not a variable's: `{name}`")]
     BadVariable { name: String },
-    #[error("`sandbox.env` sets `{name}`: names that start with {RESERVED_PREFIX} are the worker's own")]
+    #[error(
+        "`sandbox.env` sets `{name}`: names that start with {RESERVED_PREFIX} are the worker's own"
+    )]
     ReservedVariable { name: String },
     #[error("`sandbox.timeout_seconds` must be at least 1")]
     ZeroTimeout,
@@ -278,7 +280,9 @@ pub enum InvalidRequest {
     UnknownImage { image: String, known: String },
     #[error("mount `{mount}` is not known here; known mounts: {known}")]
     UnknownMount { mount: String, known: String },
-    #[error("`sandbox.resources.{field}` is {requested}, but must be between {min} and this worker's {max}")]
+    #[error(
+        "`sandbox.resources.{field}` is {requested}, but must be between {min} and this worker's {max}"
+    )]
     Resource { field: &'static str, requested: f64, min: f64, max: f64 },
 }
 
@@ -294,7 +298,8 @@ impl JobRequest {
     #[must_use]
     pub fn size_bytes(&self) -> usize {
         let sandbox = &self.sandbox;
-        let env: usize = sandbox.env.iter().map(|(name, value)| name.len() + value.len() + 64).sum();
+        let env: usize =
+            sandbox.env.iter().map(|(name, value)| name.len() + value.len() + 64).sum();
         let command: usize = sandbox.command.iter().map(|text| text.len() + 24).sum();
         512 + env + command + sandbox.stdin.as_ref().map_or(0, String::len) + sandbox.image.len()
     }
@@ -412,8 +417,14 @@ mod tests {
             |r| r.sandbox.command = vec!["x".into(); 1025],
             "`sandbox.command` is over its limit of 1024",
         );
-        check(|r| r.sandbox.command.push("a\0b".into()), "`sandbox.command` contains a NUL character");
-        check(|r| r.sandbox.timeout_seconds = Some(0), "`sandbox.timeout_seconds` must be at least 1");
+        check(
+            |r| r.sandbox.command.push("a\0b".into()),
+            "`sandbox.command` contains a NUL character",
+        );
+        check(
+            |r| r.sandbox.timeout_seconds = Some(0),
+            "`sandbox.timeout_seconds` must be at least 1",
+        );
         check(
             |r| r.sandbox.stdin = Some("x".repeat(MAX_STDIN_BYTES + 1)),
             "`sandbox.stdin` is over its limit of 1048576",

@@ -1,4 +1,5 @@
-//! The integration tests: one binary, a database of its own for each test.
+//! The one integration binary: the parts of Cynai as their users meet them, a database of its own for
+//! each test that needs one.
 
 #![expect(clippy::unwrap_used, unreachable_pub, reason = "a test fails by panicking")]
 
@@ -10,3 +11,4 @@ mod gateway;
 mod scoping;
 mod support;
 mod threads;
+mod worker;

@@ -42,7 +42,6 @@ async fn a_foreign_id_is_not_found_on_any_route(pool: PgPool) {
 }
 
 #[sqlx::test]
-#[ignore = "needs the services of runs, states and streams"]
 async fn a_foreign_run_or_state_is_not_found_on_any_route(pool: PgPool) {
     let system = TestSystem::start(pool).await;
     check_foreign(&system, needs_engine).await;

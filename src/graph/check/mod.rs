@@ -4,8 +4,11 @@
 //! its path; the loader, which has the text, adds file, line and column ([`Diagnostic::locate`]).
 
 pub(crate) mod flow;
+mod joins;
 pub mod render;
 mod rules;
+mod shape;
+mod writers;
 
 use serde::Serialize;
 

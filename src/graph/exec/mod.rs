@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64};
 
 use futures::future::BoxFuture;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use activation::{Activation, Custom, NodeError, Outcome, Question, Wait};
@@ -53,6 +54,8 @@ pub struct Run {
     pub run_id: RunId,
     /// Its thread.
     pub thread_id: ThreadId,
+    /// The fence of the grant that it is moved under.
+    pub fence: i64,
     /// What expressions see beside the state.
     pub ambient: Ambient,
     /// Where it is stored.
@@ -83,7 +86,8 @@ impl Cursor {
 }
 
 /// What a client asked of a run.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Options {
     /// Whether rows for `updates` streams are written.
     pub stream_updates: bool,
@@ -106,7 +110,8 @@ pub struct Options {
 }
 
 /// Nodes at which a run stops.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Stops {
     /// None.
     #[default]

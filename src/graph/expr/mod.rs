@@ -31,7 +31,7 @@ pub use template::{Template, TemplateError};
 /// Bytes of one expression's source.
 pub const MAX_SOURCE_BYTES: usize = 2048;
 /// Tokens of one expression.
-pub const MAX_TOKENS: usize = 600;
+pub const MAX_TOKENS: usize = 400;
 /// Brackets inside brackets, and operators inside operands.
 pub const MAX_NESTING: usize = 32;
 /// Macros (`all`, `map`, ..) inside macros.

@@ -2,7 +2,8 @@
 //!
 //! The parser and everything that walks its tree recurse once for each term of a chain such as
 //! `1 + 1 + ..`, and a stack that overflows ends the process: no error can be made of it. So the
-//! number of tokens and the depth of brackets are counted here, without recursion, before it runs.
+//! number of tokens and the depth of brackets are counted here, without recursion, before it runs. The
+//! parser takes many frames for each bracket, so it gets a stack of its own.
 
 use cel::Env;
 use cel::common::ast::{IdedExpr, SourceInfo};
@@ -33,8 +34,24 @@ pub(super) fn check(source: &str) -> Result<(), ExprError> {
     Ok(())
 }
 
+/// What the parser needs for [`MAX_NESTING`] brackets in an unoptimised build, four times over.
+const PARSER_STACK_BYTES: usize = 64 << 20;
+
 /// Parses a source that passed [`check`].
 pub(super) fn parse(source: &str) -> Result<Parsed, ExprError> {
+    let failed = || ExprError::at(None, "the expression could not be parsed");
+    std::thread::scope(|scope| {
+        std::thread::Builder::new()
+            .name("cel-parser".into())
+            .stack_size(PARSER_STACK_BYTES)
+            .spawn_scoped(scope, || parse_here(source))
+            .map_err(|_| failed())?
+            .join()
+            .unwrap_or_else(|_| Err(failed()))
+    })
+}
+
+fn parse_here(source: &str) -> Result<Parsed, ExprError> {
     let nesting = u16::try_from(MAX_NESTING + 1).unwrap_or(u16::MAX);
     let parser = Env::default().with_optional_support(false).parser().max_recursion_depth(nesting);
     match parser.parse_with_source_info(source) {

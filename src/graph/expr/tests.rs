@@ -274,7 +274,7 @@ fn a_source_over_a_limit_is_refused_before_it_is_parsed() {
         assert!(err.message.contains(part), "{part}: {}", err.message);
     };
     check(vec!["1"; 3_000].join("+"), "the limit is 2048");
-    check(vec!["1"; 400].join("+"), "more than 600 tokens");
+    check(vec!["1"; 400].join("+"), "more than 400 tokens");
     check(format!("{}1{}", "(".repeat(40), ")".repeat(40)), "nests deeper");
     check(format!("{}true", "!".repeat(500)), "nests deeper");
     check(String::new(), "empty");
@@ -290,21 +290,18 @@ fn on_a_small_stack(run: impl FnOnce() + Send + 'static) {
 fn the_largest_sources_that_are_accepted_fit_into_the_stack_of_a_worker() {
     on_a_small_stack(|| {
         for source in [
-            vec!["1"; 300].join("+"),
-            vec!["true"; 200].join("&&"),
+            vec!["1"; 200].join("+"),
+            vec!["true"; 130].join("&&"),
             format!("{}1{}", "(".repeat(30), ")".repeat(30)),
             format!("{}1{}", "[".repeat(30), "]".repeat(30)),
             format!("{}true", "!".repeat(30)),
             format!("{}0", "true?1:".repeat(29)),
-            format!("state.user{}", "[0]".repeat(190)),
-            format!("'a'{}", ".trim()".repeat(140)),
+            format!("state.user{}", "[0]".repeat(130)),
+            format!("'a'{}", ".trim()".repeat(95)),
         ] {
             match Expr::compile(&source, &[]) {
                 Ok(expr) => drop(expr.eval(&Scope { state: &state(), vars: &[] })),
-                Err(err) => assert!(
-                    err.message.contains("nest") || err.message.contains("recursion"),
-                    "{source}: {err}"
-                ),
+                Err(err) => panic!("{source}: {err}"),
             }
         }
     });
@@ -401,6 +398,8 @@ fn conditions_must_be_boolean() {
 }
 
 proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
+
     #[test]
     fn no_source_makes_the_compiler_or_the_evaluator_panic(source in "[a-z0-9 .,:?!&|+*/%<>=(){}\\[\\]'\"$\\\\-]{0,80}") {
         let _ = eval(&source);

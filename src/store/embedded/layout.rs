@@ -21,6 +21,8 @@ use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
 
+use nix::unistd::Uid;
+
 use super::account::Account;
 use super::error::EmbeddedError;
 
@@ -55,6 +57,7 @@ impl Layout {
         }
         let base = data_dir.join("postgres");
         make_dir(&base, mode)?;
+        check_owner(&base)?;
         if account.separate {
             for dir in [&data_dir, &base] {
                 let_pass(dir)?;
@@ -228,6 +231,17 @@ fn make_dir(dir: &Path, mode: u32) -> Result<(), EmbeddedError> {
         .map_err(EmbeddedError::files("create", dir))
 }
 
+/// Nobody else may own what we write into, and lock, and trust the content of.
+fn check_owner(dir: &Path) -> Result<(), EmbeddedError> {
+    let found = fs::symlink_metadata(dir).map_err(EmbeddedError::files("look at", dir))?;
+    let me = Uid::effective();
+    if !found.is_dir() || found.uid() != me.as_raw() {
+        let (dir, account) = (dir.to_owned(), format!("user id {me}"));
+        return Err(EmbeddedError::OtherOwner { dir, owner: found.uid(), account });
+    }
+    Ok(())
+}
+
 /// Lets the server's user pass through a directory of ours, without letting it list what is there.
 fn let_pass(dir: &Path) -> Result<(), EmbeddedError> {
     let failed = |source| EmbeddedError::Files {
@@ -376,6 +390,15 @@ mod tests {
         std::os::unix::fs::symlink("/etc", layout.base().join("socket")).unwrap();
         let err = layout.socket_dir(&account).unwrap_err().to_string();
         assert!(err.contains("socket"), "{err}");
+    }
+
+    #[test]
+    fn a_link_in_place_of_our_own_directory_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/tmp", dir.path().join("postgres")).unwrap();
+        let account = Account::choose(None).unwrap();
+        let err = Layout::prepare(dir.path(), &account).unwrap_err().to_string();
+        assert!(err.contains("postgres belongs to"), "{err}");
     }
 
     #[test]

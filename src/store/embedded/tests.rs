@@ -174,6 +174,10 @@ async fn data_directory_with_a_long_and_odd_name_works() {
     let mut odd = config(&dir);
     odd.data_dir = dir.path().join(format!("my data, 'quoted' {}", "x".repeat(120)));
     if Uid::effective().is_root() {
+        // While the parent is root's alone, the database's user cannot get there.
+        std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o700)).unwrap();
+        let err = Embedded::start(odd.clone()).await.unwrap_err().to_string();
+        assert!(err.contains("may not enter") && err.contains("chmod o+x"), "{err}");
         std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o711)).unwrap();
     }
     let database = Embedded::start(odd).await.unwrap();

@@ -151,7 +151,8 @@ impl Cgroups {
         let mut found = JobCgroup::default();
         for group in self.groups() {
             let Ok(entries) = fs::read_dir(group) else { continue };
-            let jobs = entries.flatten().filter(|e| e.file_name().to_string_lossy().starts_with("job-"));
+            let jobs =
+                entries.flatten().filter(|e| e.file_name().to_string_lossy().starts_with("job-"));
             found.directories.extend(jobs.map(|entry| entry.path()));
         }
         found
@@ -192,7 +193,9 @@ impl JobCgroup {
             .entrances()
             .iter()
             .filter_map(|file| fs::read_to_string(file).ok())
-            .flat_map(|text| text.lines().filter_map(|line| line.parse().ok()).collect::<Vec<i32>>())
+            .flat_map(|text| {
+                text.lines().filter_map(|line| line.parse().ok()).collect::<Vec<i32>>()
+            })
             .collect();
         members.sort_unstable();
         members.dedup();
@@ -211,11 +214,12 @@ impl JobCgroup {
 
     /// Removes the groups; false when one is still in use.
     pub(super) fn remove(&self) -> bool {
-        let gone = |directory: &PathBuf| match fs::remove_dir(directory) {
-            Ok(()) => true,
-            Err(err) => err.kind() == io::ErrorKind::NotFound,
-        };
-        self.directories.iter().map(gone).fold(true, |all, one| all && one)
+        let mut all_gone = true;
+        for directory in &self.directories {
+            let removed = fs::remove_dir(directory);
+            all_gone &= removed.is_ok() || !directory.exists();
+        }
+        all_gone
     }
 }
 
@@ -323,7 +327,8 @@ impl Mounts {
             let Some((left, right)) = line.split_once(" - ") else { continue };
             let left: Vec<&str> = left.split(' ').collect();
             let right: Vec<&str> = right.split(' ').collect();
-            let ([_, _, _, root, mount, ..], [kind, _, options, ..]) = (&left[..], &right[..]) else {
+            let ([_, _, _, root, mount, ..], [kind, _, options, ..]) = (&left[..], &right[..])
+            else {
                 continue;
             };
             let own = |path: &str| own_directory(mount, root, path);

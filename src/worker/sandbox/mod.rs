@@ -15,9 +15,6 @@ mod procs;
 mod rootfs;
 mod spawn;
 
-#[cfg(test)]
-mod tests;
-
 use std::collections::BTreeMap;
 
 use futures::future::BoxFuture;
@@ -82,7 +79,11 @@ pub enum SandboxError {
     Unkillable { count: usize },
     /// The operating system refused something.
     #[error("could not {action}")]
-    Io { action: &'static str, #[source] source: std::io::Error },
+    Io {
+        action: &'static str,
+        #[source]
+        source: std::io::Error,
+    },
 }
 
 impl SandboxError {
@@ -131,7 +132,10 @@ pub trait SandboxDriver: Send + Sync + std::fmt::Debug {
     fn probe(&self) -> BoxFuture<'_, Result<Enforcement, SandboxError>>;
 
     /// Starts one sandbox.
-    fn start(&self, spec: SandboxSpec) -> BoxFuture<'_, Result<Box<dyn SandboxHandle>, SandboxError>>;
+    fn start(
+        &self,
+        spec: SandboxSpec,
+    ) -> BoxFuture<'_, Result<Box<dyn SandboxHandle>, SandboxError>>;
 
     /// Kills what an earlier process left behind of these jobs, and waits until it is gone.
     fn reap<'a>(&'a self, jobs: &'a [JobId]) -> BoxFuture<'a, Result<usize, SandboxError>>;

@@ -77,7 +77,9 @@ pub(super) async fn drain(mut stream: impl AsyncRead + Unpin, head: &std::sync::
         match stream.read(&mut buffer).await {
             Ok(0) | Err(_) => return,
             Ok(count) => {
-                head.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(&buffer[..count]);
+                head.lock()
+                    .unwrap_or_else(std::sync::PoisonError::into_inner)
+                    .push(&buffer[..count]);
             }
         }
     }

@@ -12,7 +12,9 @@ use uuid::Uuid;
 
 use super::bubblewrap::{Bubblewrap, Plan, version};
 use super::cgroup::Controller;
-use super::{Enforcement, Exit, Mechanism, SandboxError, SandboxHandle, SandboxLimits, SandboxSpec};
+use super::{
+    Enforcement, Exit, Mechanism, SandboxError, SandboxHandle, SandboxLimits, SandboxSpec,
+};
 use crate::ids::JobId;
 use crate::worker::config::BASE_IMAGE;
 
@@ -97,10 +99,13 @@ pub(super) async fn run(driver: &Bubblewrap) -> Result<Enforcement, SandboxError
 async fn isolated(driver: &Bubblewrap, plan: &Plan) -> Result<(), SandboxError> {
     let unavailable = |reason: String| Err(SandboxError::Unavailable { reason });
     match trial(driver, plan, ISOLATION, limits(), PATIENCE).await {
-        Ok(Trial { exit: None, .. }) => unavailable("a trial sandbox did not end in time".to_owned()),
+        Ok(Trial { exit: None, .. }) => {
+            unavailable("a trial sandbox did not end in time".to_owned())
+        }
         Ok(trial) if trial.code() == Some(0) => Ok(()),
         Ok(trial) => {
-            let found = trial.exit.map(|exit| exit.stdout.text + &exit.stderr.text).unwrap_or_default();
+            let found =
+                trial.exit.map(|exit| exit.stdout.text + &exit.stderr.text).unwrap_or_default();
             unavailable(format!("a trial sandbox is not isolated: {}", found.trim()))
         }
         Err(SandboxError::Setup { reason }) => {
@@ -130,7 +135,8 @@ async fn memory(driver: &Bubblewrap, plan: &Plan, bare: &Plan) -> Mechanism {
         plan.rlimits.memory = true;
         plan
     };
-    first_that_stops(driver, plan, with_rlimit(bare.clone()), Controller::Memory, MEMORY, tight).await
+    first_that_stops(driver, plan, with_rlimit(bare.clone()), Controller::Memory, MEMORY, tight)
+        .await
 }
 
 async fn processes(driver: &Bubblewrap, plan: &Plan, bare: &Plan) -> Mechanism {
@@ -139,7 +145,8 @@ async fn processes(driver: &Bubblewrap, plan: &Plan, bare: &Plan) -> Mechanism {
         plan.rlimits.processes = true;
         plan
     };
-    first_that_stops(driver, plan, with_rlimit(bare.clone()), Controller::Pids, PROCESSES, tight).await
+    first_that_stops(driver, plan, with_rlimit(bare.clone()), Controller::Pids, PROCESSES, tight)
+        .await
 }
 
 async fn first_that_stops(

@@ -17,7 +17,8 @@ pub(super) const JOB_UID: u32 = 1000;
 const USR_MERGED: [&str; 6] = ["bin", "sbin", "lib", "lib32", "lib64", "libx32"];
 
 /// What a sandbox provides itself, whatever an image holds under these names.
-const OWN: [&str; 9] = ["data", "dev", "lost+found", "proc", "root", "sys", "tmp", "workspace", "run"];
+const OWN: [&str; 9] =
+    ["data", "dev", "lost+found", "proc", "root", "sys", "tmp", "workspace", "run"];
 
 /// Of the host's `/etc`, for the base image only: where libraries and alternative programs are.
 const BASE_ETC: [&str; 3] = ["/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime"];
@@ -39,11 +40,22 @@ pub(super) const MADE_ETC: [(&str, &str); 4] = [
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Entry {
     /// A directory or file of the host, bound read-only.
-    Bind { source: PathBuf, target: String },
-    Symlink { link: PathBuf, target: String },
+    Bind {
+        source: PathBuf,
+        target: String,
+    },
+    Symlink {
+        link: PathBuf,
+        target: String,
+    },
     /// A file that the agent writes.
-    File { text: &'static str, target: &'static str },
-    Directory { target: &'static str },
+    File {
+        text: &'static str,
+        target: &'static str,
+    },
+    Directory {
+        target: &'static str,
+    },
 }
 
 /// The root of the base image.
@@ -97,7 +109,11 @@ mod tests {
             })
             .collect();
         assert!(sources.contains(&"/usr".to_owned()), "{sources:?}");
-        assert!(!sources.iter().any(|s| ["/etc", "/etc/passwd", "/home", "/root"].contains(&s.as_str())));
+        assert!(
+            !sources
+                .iter()
+                .any(|s| ["/etc", "/etc/passwd", "/home", "/root"].contains(&s.as_str()))
+        );
     }
 
     #[test]

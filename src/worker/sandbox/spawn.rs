@@ -7,14 +7,16 @@
 //! user can reach, however private the directories above the originals are.
 //!
 //! **Invariant:** a sandbox inherits no descriptor but its three standard streams.
-//! **Invariant:** when the driver is dropped, or the process dies, every sandbox is killed by the kernel.
+//! **Invariant:** when the driver is dropped, or the process dies, the kernel kills every command. A
+//! sandbox that was just being made may be left waiting for its dead parent, before it has run anything;
+//! the next agent on the same state directory ends it.
 
 use std::fs::{self, File};
 use std::io::{self, Seek, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::mpsc;
+use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl, open};
@@ -50,7 +52,6 @@ pub(super) struct Launch {
     pub(super) files: Vec<(&'static str, &'static str)>,
     pub(super) last: Vec<String>,
     pub(super) command: Vec<String>,
-    pub(super) with_stdin: bool,
 }
 
 /// A started sandbox program and the pipe on which it reports.
@@ -134,7 +135,13 @@ fn stage(sources: &[PathBuf]) -> io::Result<Vec<PathBuf>> {
         let target = place.join(index.to_string());
         fs::create_dir(&target)?;
         let source = format!("/proc/thread-self/fd/{}", source.as_raw_fd());
-        mount(Some(source.as_str()), &target, no_path, MsFlags::MS_BIND | MsFlags::MS_REC, no_path)?;
+        mount(
+            Some(source.as_str()),
+            &target,
+            no_path,
+            MsFlags::MS_BIND | MsFlags::MS_REC,
+            no_path,
+        )?;
         staged.push(target);
     }
     Ok(staged)
@@ -148,7 +155,11 @@ fn script(limits: &str) -> String {
     )
 }
 
+/// Held while descriptors are inheritable: a process may hold several drivers, as tests do.
+static INHERITABLE: Mutex<()> = Mutex::new(());
+
 fn start(launch: &Launch) -> io::Result<Launched> {
+    let _alone = INHERITABLE.lock().unwrap_or_else(PoisonError::into_inner);
     // Dropped at the end of this function, when the child has its copies.
     let mut inherited: Vec<OwnedFd> = Vec::new();
     let mut options = launch.options.clone();
@@ -167,7 +178,15 @@ fn start(launch: &Launch) -> io::Result<Launched> {
     command.args(&launch.entrances).arg("--");
     if let Some(uid) = launch.uid {
         let id = uid.to_string();
-        command.args(["setpriv", "--reuid", &id, "--regid", &id, "--clear-groups", "--inh-caps=-all"]);
+        command.args([
+            "setpriv",
+            "--reuid",
+            &id,
+            "--regid",
+            &id,
+            "--clear-groups",
+            "--inh-caps=-all",
+        ]);
         command.arg("--");
     }
     command.arg(&launch.bwrap).args(&launch.marker);
@@ -175,8 +194,7 @@ fn start(launch: &Launch) -> io::Result<Launched> {
     command.args(["--json-status-fd", &reports.as_raw_fd().to_string()]);
     command.arg("--").args(&launch.command);
     command.env_clear().env("PATH", HOST_PATH).current_dir("/").process_group(0).kill_on_drop(true);
-    command.stdin(if launch.with_stdin { Stdio::piped() } else { Stdio::null() });
-    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = command.spawn()?;
     Ok(Launched { child, status: Receiver::from_owned_fd(status.into())? })
 }

@@ -1,0 +1,254 @@
+//! `cynai serve`: the whole system in one process, with a private database unless told otherwise.
+
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use futures::FutureExt;
+use sqlx::PgPool;
+use sqlx::postgres::PgConnectOptions;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::SystemClock;
+use crate::config::{ConfigError, DatabaseConfig, LocalWorkerConfig, LogFormat, ServeArgs, ServeConfig};
+use crate::driver::instance::Instance;
+use crate::driver::{Driver, DriverConfig};
+use crate::gateway::origin::OriginPolicy;
+use crate::gateway::{self, Gateway, GatewayConfig, ReadyCheck};
+use crate::graph::check::render;
+use crate::graph::load::load_paths;
+use crate::nodes::Registry;
+use crate::nodes::job::Job;
+use crate::services::catalog::GraphCatalog;
+use crate::services::jobs::KnownWorker;
+use crate::services::{ServiceLimits, Services};
+use crate::store::connect;
+use crate::store::embedded::{BinarySearch, Embedded, EmbeddedConfig};
+use crate::worker::client::WorkerClient;
+use crate::worker::config::{Token, WorkerConfig};
+use crate::worker::local::LocalWorker;
+
+/// Connections of the pool for signals and migrations.
+const DIRECT_POOL: u32 = 3;
+/// Between the end of the local worker and its next start.
+const WORKER_RESTART: Duration = Duration::from_secs(1);
+
+/// The database, and the private one behind it when there is one.
+struct Database {
+    pool: PgPool,
+    direct: PgPool,
+    embedded: Option<Embedded>,
+}
+
+/// Runs until SIGTERM or SIGINT.
+pub(super) async fn run(args: ServeArgs) -> anyhow::Result<()> {
+    let config = args.resolve()?;
+    init_logs(&config);
+    let stop = stop_signal()?;
+    // The port is taken first: a second server on it must not even wake the database.
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .map_err(|source| ConfigError::Listen { listen: config.listen, source })?;
+    let instance = Instance::take(&config.data_dir)?;
+    let database = open_database(&config).await?;
+    connect::migrate(&database.direct).await?;
+    let result = serve(&config, listener, &instance, &database, stop).await;
+    database.pool.close().await;
+    database.direct.close().await;
+    if let Some(embedded) = database.embedded {
+        embedded.stop().await.context("the database did not stop in good order")?;
+    }
+    result
+}
+
+async fn serve(
+    config: &ServeConfig,
+    listener: TcpListener,
+    instance: &Instance,
+    database: &Database,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let env = serde_json::to_value(&config.graph_env)?;
+    let registry = Registry::default();
+    let limits = ServiceLimits::default();
+    let services =
+        Services::with_nodes(database.pool.clone(), Arc::new(SystemClock), limits, Arc::new(registry.clone()), env.clone());
+    let registry = registry.with_job(Job::new(services.clone()));
+    services.register_graphs(load_graphs(config, &registry)?).await?;
+    services.bootstrap_admin(&config.admin_token_file).await?;
+    let driver = Arc::new(Driver::new(
+        database.pool.clone(),
+        Arc::clone(services.hub()),
+        services.versions().clone(),
+        Arc::new(registry),
+        DriverConfig {
+            instance: instance.id,
+            host: nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
+            lease: config.lease,
+            capacity: config.driver_capacity,
+            env,
+            ..DriverConfig::default()
+        },
+    ));
+    let address = listener.local_addr()?;
+    let gateway = Gateway::new(services.clone(), gateway_config(config), vec![driver_check(&driver)]);
+    let mut background = JoinSet::new();
+    let (signals, direct) = (Arc::clone(services.hub()), database.direct.clone());
+    background.spawn(async move { signals.run(direct).await });
+    let dead = services.clone();
+    background.spawn(async move { dead.watch_dead_servers().await });
+    let worker_name = format!("local:{}", instance.id);
+    match &config.local_worker {
+        Some(worker) => {
+            let worker = worker_config(config, worker);
+            let services = services.clone();
+            background.spawn(async move { keep_worker(&services, worker_name, worker).await });
+        }
+        None => services.lose_jobs_of(&worker_name).await?,
+    }
+    let (moving, moving_stop) = (Arc::clone(&driver), stop.clone());
+    let mut moving = JoinSet::from_iter([async move { moving.run(moving_stop).await }]);
+    tracing::info!(%address, data_dir = %config.data_dir.display(), "ready");
+    announce(&format!("cynai is ready on http://{address}"));
+    let served = gateway::serve::serve(listener, gateway, stop.clone().cancelled_owned()).await;
+    stop.cancel();
+    while moving.join_next().await.is_some() {}
+    // The last signal tells the other servers that runs were released.
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    background.shutdown().await;
+    served.context("the server ended")
+}
+
+/// The local worker's configuration; its token is new with each start.
+fn worker_config(config: &ServeConfig, worker: &LocalWorkerConfig) -> WorkerConfig {
+    WorkerConfig {
+        mounts: worker.mounts.clone(),
+        images: worker.images.clone(),
+        slots: worker.slots,
+        ..WorkerConfig::new(Token::random(), config.data_dir.join("worker"))
+    }
+}
+
+/// Keeps a local worker alive, and fetches what it finishes, until dropped.
+async fn keep_worker(services: &Services, name: String, config: WorkerConfig) {
+    let http = match reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).no_proxy().build() {
+        Ok(http) => http,
+        Err(err) => {
+            tracing::error!(error = &err as &dyn std::error::Error, "no HTTP client for the local worker");
+            return;
+        }
+    };
+    loop {
+        match LocalWorker::start(&config).await {
+            Ok(mut worker) => {
+                tracing::info!(address = worker.base_url(), pid = worker.pid(), "the local worker runs");
+                let client = WorkerClient::new(worker.base_url(), worker.token().clone(), http.clone());
+                let known = KnownWorker { name: name.clone(), client };
+                services.set_worker(Some(known.clone()));
+                tokio::select! {
+                    ended = worker.exited() => tracing::warn!(?ended, "the local worker ended; it is started again"),
+                    () = services.watch_worker(&known) => {}
+                }
+                services.set_worker(None);
+            }
+            Err(err) => tracing::error!(error = &err as &dyn std::error::Error, "the local worker could not be started"),
+        }
+        tokio::time::sleep(WORKER_RESTART).await;
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "scripts wait for this line")]
+fn announce(line: &str) {
+    println!("{line}");
+}
+
+fn gateway_config(config: &ServeConfig) -> GatewayConfig {
+    GatewayConfig {
+        body_bytes: config.body_limit_bytes,
+        origin: OriginPolicy {
+            loopback: config.listen.ip().is_loopback(),
+            hosts: config.allowed_hosts.clone(),
+            ..OriginPolicy::default()
+        },
+        ..GatewayConfig::default()
+    }
+}
+
+fn driver_check(driver: &Driver) -> ReadyCheck {
+    let leased = driver.leased();
+    ReadyCheck {
+        name: "driver",
+        check: Arc::new(move || {
+            let leased = leased.load(Ordering::Relaxed);
+            async move { if leased { Ok(()) } else { Err("the driver has no lease yet".to_owned()) } }.boxed()
+        }),
+    }
+}
+
+fn load_graphs(config: &ServeConfig, registry: &Registry) -> anyhow::Result<GraphCatalog> {
+    if config.graphs.is_empty() {
+        return Ok(GraphCatalog::default());
+    }
+    let loaded = load_paths(&config.graphs, registry)?;
+    if loaded.has_errors() {
+        bail!("{}", render::render(&loaded.diagnostics, &loaded.sources, false));
+    }
+    for graph in loaded.catalog.iter() {
+        tracing::info!(graph = graph.name, hash = %graph.hash, "graph {} is loaded", graph.name);
+    }
+    Ok(GraphCatalog::new(loaded.catalog.iter().map(Arc::clone)))
+}
+
+async fn open_database(config: &ServeConfig) -> anyhow::Result<Database> {
+    let (options, direct, embedded) = match &config.database {
+        DatabaseConfig::Embedded { pg_bin, search_path, pg_user, settings } => {
+            let binaries =
+                BinarySearch { configured: pg_bin.clone(), path: search_path.clone(), ..BinarySearch::default() };
+            let embedded = Embedded::start(EmbeddedConfig {
+                binaries,
+                user: pg_user.clone(),
+                settings: settings.clone(),
+                ..EmbeddedConfig::new(&config.data_dir)
+            })
+            .await?;
+            (embedded.connect_options(), embedded.connect_options(), Some(embedded))
+        }
+        DatabaseConfig::External { url, direct_url } => {
+            let parse = |url: &str| PgConnectOptions::from_str(url).context("the database's address cannot be read");
+            (parse(url.expose())?, parse(direct_url.expose())?, None)
+        }
+    };
+    Ok(Database { pool: connect::pool(options, config.pool_size), direct: connect::pool(direct, DIRECT_POOL), embedded })
+}
+
+fn stop_signal() -> anyhow::Result<CancellationToken> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let stop = CancellationToken::new();
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let token = stop.clone();
+    // Ends with the process: there is nothing to await.
+    #[expect(clippy::disallowed_methods, reason = "lives exactly as long as the process")]
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        token.cancel();
+    });
+    Ok(stop)
+}
+
+fn init_logs(config: &ServeConfig) {
+    let filter = tracing_subscriber::EnvFilter::try_new(&config.log_filter)
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A test may have set up its own.
+    let _ = match config.log_format {
+        LogFormat::Json => logs.json().try_init(),
+        LogFormat::Text => logs.try_init(),
+    };
+}

@@ -1,0 +1,455 @@
+//! Accepting a run: the moment from which nothing of it can be lost.
+//!
+//! Everything that can be wrong with a request is found before anything is written; then the run, its
+//! first checkpoint, the answers that it brings and its place in the queue are one transaction under
+//! the thread's lock.
+
+use serde_json::{Value, json};
+use sqlx::PgConnection;
+
+use super::Services;
+use super::api::{
+    Actor, Command, CreateRun, IfNotExists, MultitaskStrategy, NodeSelection, Object, OnCompletion, RunStatus, RunView,
+    StreamMode,
+};
+use super::assistants::ResolvedAssistant;
+use super::error::ServiceError;
+use super::{checkpoint_id, checks};
+use crate::graph::exec::{Options, Stops};
+use crate::graph::input::{self, Begun, Order, OrderError};
+use crate::graph::model::Graph;
+use crate::graph::step::{Ambient, Position};
+use crate::graph::value::Shared;
+use crate::ids::{RunId, ThreadId};
+use crate::store::pending::{self, WaitingTask};
+use crate::store::runs::{self, LockedThread, NewRun, RunOptions};
+use crate::store::{checkpoints, crash, threads};
+
+/// The longest delay of a run's start: 366 days.
+const MAX_AFTER_SECONDS: u32 = 366 * 86_400;
+
+/// A request that was found good, apart from what depends on the thread.
+struct Accepted<'a> {
+    actor: &'a Actor,
+    run_id: RunId,
+    resolved: ResolvedAssistant,
+    order: Order,
+    resume: Option<Value>,
+    options: RunOptions,
+    modes: Vec<String>,
+    request: CreateRun,
+    temporary: bool,
+}
+
+/// What was decided under the thread's lock.
+struct Placed {
+    active: bool,
+    position: Option<Position>,
+    branch: i32,
+    /// Runs that had to make room.
+    ended: Vec<RunId>,
+}
+
+impl Services {
+    /// Accepts a run on `thread`, or on a thread of its own. When this returns, the run is stored.
+    pub async fn create_run(
+        &self,
+        actor: &Actor,
+        thread: Option<ThreadId>,
+        request: CreateRun,
+    ) -> Result<RunView, ServiceError> {
+        let accepted = self.check_run(actor, thread.is_none(), request).await?;
+        let thread_id = thread.unwrap_or_else(ThreadId::new);
+        let mut tx = self.pool().begin().await?;
+        let locked = self.thread_for(&mut tx, &accepted, thread_id, thread.is_none()).await?;
+        let placed = self.place(&mut tx, &accepted, thread_id, &locked).await?;
+        let input = match placed.position {
+            Some(_) => None,
+            None => Some(serde_json::to_vec(&accepted.order).map_err(ServiceError::internal)?),
+        };
+        let options = serde_json::to_vec(&accepted.options).map_err(ServiceError::internal)?;
+        let metadata = Value::Object(accepted.request.metadata.clone());
+        let created_at = runs::insert(
+            &mut tx,
+            &NewRun {
+                run_id: accepted.run_id,
+                thread_id,
+                user_id: actor.user_id,
+                assistant_id: accepted.resolved.assistant_id,
+                graph_hash: &accepted.resolved.graph.hash.0,
+                multitask_strategy: accepted.request.multitask_strategy.as_str(),
+                priority: accepted.request.priority,
+                after_seconds: accepted.request.after_seconds.filter(|after| *after > 0).map(f64::from),
+                input: input.as_deref(),
+                options: &options,
+                stream_modes: &accepted.modes,
+                metadata: &metadata,
+                temporary_thread: accepted.temporary,
+                active: placed.active,
+                seq: placed.position.map_or(-1, |position| position.seq),
+                branch: placed.branch,
+            },
+        )
+        .await?;
+        crash::commit(tx, "accept").await?;
+        for run in placed.ended {
+            self.hub().run_ended(run);
+        }
+        if placed.active {
+            self.hub().queued();
+        }
+        Ok(RunView {
+            run_id: accepted.run_id,
+            thread_id,
+            assistant_id: accepted.resolved.assistant_id,
+            created_at,
+            updated_at: created_at,
+            started_at: None,
+            ended_at: None,
+            status: RunStatus::Pending,
+            metadata: accepted.request.metadata,
+            kwargs: accepted.options.kwargs,
+            multitask_strategy: accepted.request.multitask_strategy,
+            cancel_reason: None,
+            error: None,
+        })
+    }
+
+    /// Everything about a request that does not depend on the thread.
+    async fn check_run<'a>(&self, actor: &'a Actor, stateless: bool, request: CreateRun) -> Result<Accepted<'a>, ServiceError> {
+        let resolved = self.resolve_assistant(actor, &request.assistant).await?;
+        let graph = &resolved.graph;
+        self.check_metadata(&request.metadata)?;
+        let order = self.order(graph, &request)?;
+        let resume = request.command.as_ref().and_then(|command| command.resume.clone());
+        if stateless && order.input.is_none() {
+            return Err(ServiceError::invalid_at("/input", "a run without a thread needs an input"));
+        }
+        let after = request.after_seconds.unwrap_or(0);
+        if after > MAX_AFTER_SECONDS {
+            let message = format!("`after_seconds` is {after}; at most {MAX_AFTER_SECONDS} are accepted");
+            return Err(ServiceError::invalid_at("/after_seconds", message));
+        }
+        let modes: Vec<String> = request
+            .stream_modes
+            .iter()
+            .filter(|mode| matches!(mode, StreamMode::Updates | StreamMode::Tasks | StreamMode::Custom | StreamMode::Debug))
+            .map(|mode| mode.as_str().to_owned())
+            .collect();
+        let mut config = resolved.config.clone();
+        config.extend(request.config.clone());
+        let context = match (&resolved.context, &request.context) {
+            (Value::Object(base), Some(Value::Object(over))) => {
+                let mut merged = base.clone();
+                merged.extend(over.clone());
+                Value::Object(merged)
+            }
+            (_, Some(context)) => context.clone(),
+            (base, None) => base.clone(),
+        };
+        let engine = Options {
+            stream_updates: request.stream_modes.contains(&StreamMode::Updates),
+            stream_tasks: request.stream_modes.iter().any(|mode| matches!(mode, StreamMode::Tasks | StreamMode::Debug)),
+            stream_custom: request.stream_modes.contains(&StreamMode::Custom),
+            stream_subgraphs: request.stream_subgraphs,
+            interrupt_before: stops("interrupt_before", graph, &request.interrupt_before)?,
+            interrupt_after: stops("interrupt_after", graph, &request.interrupt_after)?,
+            resumed: order.input.is_none() && order.goto.is_empty(),
+            max_parallel: 0,
+            supersteps: recursion_limit(&config)?,
+        };
+        let kwargs = kwargs(&request, &config, &context);
+        let options = RunOptions { engine, config: Value::Object(config), context, kwargs };
+        let temporary = stateless && request.on_completion == OnCompletion::Delete;
+        Ok(Accepted { actor, run_id: RunId::new(), resolved, order, resume, options, modes, request, temporary })
+    }
+
+    fn order(&self, graph: &Graph, request: &CreateRun) -> Result<Order, ServiceError> {
+        let input = request.input.clone().filter(|input| !input.is_null());
+        if input.is_some() && request.command.is_some() {
+            return Err(ServiceError::invalid("`input` and `command` exclude each other: give one of them"));
+        }
+        let Command { update, resume, goto } = request.command.clone().unwrap_or_default();
+        if resume.is_some() && request.checkpoint_id.is_some() {
+            return Err(ServiceError::invalid("`command.resume` answers what waits now: it cannot be given with a checkpoint"));
+        }
+        if let Some(goto) = goto.iter().find(|goto| goto.input.is_some()) {
+            let message = format!("`goto` with an input is not supported (node `{}`): use a node with `for_each`", goto.node);
+            return Err(ServiceError::invalid_at("/command/goto", message));
+        }
+        let goto = goto.into_iter().map(|goto| goto.node).collect();
+        let order = Order { input, update: update.unwrap_or_default(), goto };
+        let size = serde_json::to_vec(&order).map_err(ServiceError::internal)?.len();
+        let size = size + resume.as_ref().map_or(0, |resume| resume.to_string().len());
+        if size > self.limits().input_bytes {
+            return Err(checks::over("input", size, self.limits().input_bytes));
+        }
+        input::check(graph, &order).map_err(order_error)?;
+        Ok(order)
+    }
+
+    /// Finds and locks the thread, or makes it.
+    async fn thread_for(
+        &self,
+        tx: &mut PgConnection,
+        accepted: &Accepted<'_>,
+        thread: ThreadId,
+        own: bool,
+    ) -> Result<LockedThread, ServiceError> {
+        let missing = || ServiceError::not_found("thread", thread);
+        if own || accepted.request.if_not_exists == IfNotExists::Create {
+            let mut metadata = Object::new();
+            metadata.insert("graph_id".to_owned(), Value::from(accepted.resolved.graph.name.clone()));
+            threads::insert(tx, thread, accepted.actor.user_id, &metadata, self.clock().now()).await?;
+        }
+        let locked = runs::lock_thread(tx, thread).await?.ok_or_else(missing)?;
+        if locked.user_id == accepted.actor.user_id { Ok(locked) } else { Err(missing()) }
+    }
+
+    /// Decides, under the thread's lock, whether the run goes on with the thread now, and stores where it begins.
+    async fn place(
+        &self,
+        tx: &mut PgConnection,
+        accepted: &Accepted<'_>,
+        thread: ThreadId,
+        locked: &LockedThread,
+    ) -> Result<Placed, ServiceError> {
+        let mut ended = Vec::new();
+        let mut locked = locked.clone();
+        if let Some(active) = locked.active_run {
+            match accepted.request.multitask_strategy {
+                MultitaskStrategy::Reject => {
+                    return Err(ServiceError::Conflict(format!(
+                        "thread {thread} is busy with run {active}; wait for it, or choose another `multitask_strategy`"
+                    )));
+                }
+                MultitaskStrategy::Enqueue => {
+                    self.check_enqueue(tx, accepted, thread, active).await?;
+                    return Ok(Placed { active: false, position: None, branch: locked.branch, ended });
+                }
+                MultitaskStrategy::Interrupt | MultitaskStrategy::Rollback => {
+                    let roll_back = accepted.request.multitask_strategy == MultitaskStrategy::Rollback;
+                    ended = self.make_room(tx, thread, active, roll_back).await?;
+                    locked = runs::lock_thread(tx, thread).await?.ok_or_else(|| ServiceError::not_found("thread", thread))?;
+                }
+            }
+        }
+        runs::delete_followups(tx, thread).await?;
+        let begun = self.begin(tx, accepted, thread, &locked).await?;
+        if let Some(row) = &begun.row {
+            checkpoints::insert(tx, thread, accepted.run_id, row).await?;
+        }
+        Ok(Placed { active: true, position: Some(begun.position), branch: begun.position.branch, ended })
+    }
+
+    async fn check_enqueue(
+        &self,
+        tx: &mut PgConnection,
+        accepted: &Accepted<'_>,
+        thread: ThreadId,
+        active: RunId,
+    ) -> Result<(), ServiceError> {
+        if accepted.resume.is_some() || accepted.request.checkpoint_id.is_some() {
+            return Err(ServiceError::Conflict(format!(
+                "thread {thread} is busy with run {active}: an answer or a fork needs the thread to stand still"
+            )));
+        }
+        let most = i64::from(self.limits().runs_per_thread);
+        if runs::count_open(tx, thread).await? >= most {
+            return Err(ServiceError::TooMany {
+                message: format!("{most} runs wait for thread {thread} already"),
+                retry_after: std::time::Duration::from_secs(1),
+            });
+        }
+        Ok(())
+    }
+
+    async fn begin(
+        &self,
+        tx: &mut PgConnection,
+        accepted: &Accepted<'_>,
+        thread: ThreadId,
+        locked: &LockedThread,
+    ) -> Result<Begun, ServiceError> {
+        let graph = &accepted.resolved.graph;
+        let (branch, seq, fork) = match &accepted.request.checkpoint_id {
+            None => (locked.branch, None, None),
+            Some(id) => {
+                let at = checkpoint_id::decode(thread, id).ok_or_else(|| ServiceError::not_found("checkpoint", id))?;
+                (at.branch, Some(at.seq), Some(locked.branch + 1))
+            }
+        };
+        let standing = checkpoints::standing(tx, thread, branch, seq, graph).await?;
+        if let (Some(id), true) = (&accepted.request.checkpoint_id, standing.position.map(|at| at.seq) != seq) {
+            return Err(ServiceError::not_found("checkpoint", id));
+        }
+        if let Some(resume) = &accepted.resume {
+            let seq = standing.position.map_or(-1, |position| position.seq);
+            self.answer(tx, thread, branch, seq, resume).await?;
+        }
+        let fresh = standing.position.is_some() && locked.graph_hash.as_deref() != Some(graph.hash.0.as_slice());
+        let ambient = Ambient { run: Shared::new(self.run_var(accepted, thread)), env: Shared::new(self.env().clone()) };
+        input::begin(graph, &ambient, standing, &accepted.order, fork, fresh).map_err(order_error)
+    }
+
+    fn run_var(&self, accepted: &Accepted<'_>, thread: ThreadId) -> Value {
+        json!({
+            "id": accepted.run_id,
+            "thread_id": thread,
+            "graph": accepted.resolved.graph.name,
+            "assistant_id": accepted.resolved.assistant_id,
+            "user_id": accepted.actor.user_id,
+            "metadata": accepted.request.metadata,
+            "config": accepted.options.config,
+            "context": accepted.options.context,
+        })
+    }
+
+    /// Stores the answers to what waits: one value for the only question, or a map from question ids to values.
+    async fn answer(
+        &self,
+        tx: &mut PgConnection,
+        thread: ThreadId,
+        branch: i32,
+        seq: i64,
+        resume: &Value,
+    ) -> Result<(), ServiceError> {
+        let mut open = pending::open(tx, thread, branch, seq).await?;
+        open.retain(|waiting| waiting.kind == "interrupt");
+        if open.is_empty() {
+            return Err(ServiceError::Conflict(format!("nothing on thread {thread} waits for an answer")));
+        }
+        for (waiting, answer) in match_answers(&open, resume)? {
+            check_answer(waiting, answer)?;
+            let mut answers: Vec<Value> =
+                waiting.answer.as_deref().and_then(|bytes| serde_json::from_slice(bytes).ok()).unwrap_or_default();
+            answers.push(answer.clone());
+            let answers = serde_json::to_vec(&answers).map_err(ServiceError::internal)?;
+            if !pending::answer(tx, thread, waiting, &answers).await? {
+                return Err(ServiceError::Conflict("the question was answered meanwhile".to_owned()));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn question_of(waiting: &WaitingTask) -> Value {
+    waiting.data.as_deref().and_then(|bytes| serde_json::from_slice(bytes).ok()).unwrap_or(Value::Null)
+}
+
+fn id_of(waiting: &WaitingTask) -> String {
+    question_of(waiting).get("id").and_then(Value::as_str).unwrap_or_default().to_owned()
+}
+
+fn match_answers<'a>(open: &'a [WaitingTask], resume: &'a Value) -> Result<Vec<(&'a WaitingTask, &'a Value)>, ServiceError> {
+    let ids: Vec<String> = open.iter().map(id_of).collect();
+    let looks_like_id = |key: &String| key.len() == 32 && key.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if let Value::Object(map) = resume
+        && !map.is_empty()
+        && (map.keys().any(|key| ids.contains(key)) || map.keys().all(looks_like_id))
+    {
+        return map
+            .iter()
+            .map(|(id, answer)| {
+                let at = ids.iter().position(|known| known == id).ok_or_else(|| {
+                    ServiceError::invalid_at(
+                        format!("/command/resume/{id}"),
+                        format!("no question with the id {id} waits; those that do: {}", ids.join(", ")),
+                    )
+                })?;
+                Ok((&open[at], answer))
+            })
+            .collect();
+    }
+    match open {
+        [only] => Ok(vec![(only, resume)]),
+        several => Err(ServiceError::invalid_at(
+            "/command/resume",
+            format!(
+                "{} questions wait, so an answer must name its question: {{\"ID\": answer}}, with ids among {}",
+                several.len(),
+                ids.join(", ")
+            ),
+        )),
+    }
+}
+
+fn check_answer(waiting: &WaitingTask, answer: &Value) -> Result<(), ServiceError> {
+    let question = question_of(waiting);
+    let Some(schema) = question.get("response_schema").filter(|schema| !schema.is_null()) else { return Ok(()) };
+    let validator = jsonschema::validator_for(schema).map_err(|err| ServiceError::internal(err.to_string()))?;
+    validator.validate(answer).map_err(|err| {
+        ServiceError::invalid_at(
+            format!("/command/resume{}", err.instance_path()),
+            format!("the answer to `{}` is not of its schema: {err}", waiting.node),
+        )
+    })
+}
+
+fn stops(field: &str, graph: &Graph, selection: &NodeSelection) -> Result<Stops, ServiceError> {
+    match selection {
+        NodeSelection::None => Ok(Stops::Never),
+        NodeSelection::All => Ok(Stops::All),
+        NodeSelection::Named(names) => {
+            match names.iter().find(|name| graph.find_node(name).is_none()) {
+                Some(name) => Err(ServiceError::invalid_at(
+                    format!("/{field}"),
+                    format!("graph `{}` has no node `{name}`", graph.name),
+                )),
+                None => Ok(Stops::At(names.clone())),
+            }
+        }
+    }
+}
+
+fn recursion_limit(config: &Object) -> Result<Option<u32>, ServiceError> {
+    let Some(limit) = config.get("recursion_limit").filter(|limit| !limit.is_null()) else { return Ok(None) };
+    let limit = limit.as_u64().and_then(|limit| u32::try_from(limit).ok()).filter(|limit| *limit > 0);
+    limit.map(Some).ok_or_else(|| {
+        ServiceError::invalid_at("/config/recursion_limit", "`recursion_limit` must be a whole number from 1 on")
+    })
+}
+
+/// The request as it is echoed. A large input is not kept twice.
+fn kwargs(request: &CreateRun, config: &Object, context: &Value) -> Value {
+    const MOST: usize = 8192;
+    let input = request.input.as_ref().filter(|input| input.to_string().len() <= MOST);
+    json!({
+        "input": input,
+        "config": config,
+        "context": context,
+        "stream_mode": request.stream_modes,
+        "subgraphs": request.stream_subgraphs,
+        "resumable": request.stream_resumable,
+        "durability": request.durability,
+    })
+}
+
+/// What is wrong with an order, for the client.
+pub(super) fn order_error(err: OrderError) -> ServiceError {
+    let message = crate::graph::exec::chain(&err);
+    match err {
+        OrderError::Input { path, .. } => ServiceError::invalid_at(format!("/input{path}"), message),
+        OrderError::Unknown { .. } => ServiceError::invalid_at("/command", message),
+        OrderError::Nothing => ServiceError::invalid_at("/input", message),
+        OrderError::Write(_) | OrderError::Step(_) => ServiceError::invalid(message),
+    }
+}
+
+impl From<checkpoints::StandingError> for ServiceError {
+    fn from(err: checkpoints::StandingError) -> Self {
+        match err {
+            checkpoints::StandingError::Store(err) => err.into(),
+            checkpoints::StandingError::Decode(err) => Self::internal(err),
+        }
+    }
+}
+
+impl From<crate::store::graphs::GraphError> for ServiceError {
+    fn from(err: crate::store::graphs::GraphError) -> Self {
+        match err {
+            crate::store::graphs::GraphError::Store(err) => err.into(),
+            other => Self::internal(other),
+        }
+    }
+}

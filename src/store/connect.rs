@@ -1,0 +1,65 @@
+//! Pools and the schema.
+//!
+//! **Invariant:** a schema that this program does not know is not touched.
+
+use std::time::Duration;
+
+use sqlx::PgPool;
+use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+
+/// The schema's steps, compiled in.
+static MIGRATIONS: Migrator = sqlx::migrate!();
+
+/// How long a caller waits for a free connection.
+const ACQUIRE: Duration = Duration::from_secs(10);
+
+/// Why the schema could not be brought up to date.
+#[derive(Debug, thiserror::Error)]
+pub enum SchemaError {
+    /// A newer program has been here.
+    #[error(
+        "the database's schema is newer than this program (it has migration {0}, which this program does not know): start a newer cynai"
+    )]
+    Newer(i64),
+    /// A step was changed after it was applied.
+    #[error("migration {0} of the database is not this program's: the database was made by a different build")]
+    Different(i64),
+    /// A step failed.
+    #[error("the schema could not be brought up to date")]
+    Failed(#[source] MigrateError),
+}
+
+/// A pool of `size` connections, opened when needed.
+pub fn pool(options: PgConnectOptions, size: u32) -> PgPool {
+    let options = options.application_name("cynai");
+    PgPoolOptions::new()
+        .max_connections(size)
+        .min_connections(size.min(2))
+        .acquire_timeout(ACQUIRE)
+        .test_before_acquire(false)
+        .connect_lazy_with(options)
+}
+
+/// Brings the schema up to date, one process at a time.
+///
+/// # Errors
+/// See [`SchemaError`].
+pub async fn migrate(pool: &PgPool) -> Result<(), SchemaError> {
+    MIGRATIONS.run(pool).await.map_err(|err| match err {
+        MigrateError::VersionMissing(version) => SchemaError::Newer(version),
+        MigrateError::VersionMismatch(version) => SchemaError::Different(version),
+        other => SchemaError::Failed(other),
+    })
+}
+
+/// Whether every step of this program is applied.
+///
+/// # Errors
+/// The database's.
+pub async fn is_current(pool: &PgPool) -> Result<bool, sqlx::Error> {
+    let applied = sqlx::query_scalar!(r#"select to_regclass('_sqlx_migrations') is not null as "there!""#)
+        .fetch_one(pool)
+        .await?;
+    Ok(applied)
+}
