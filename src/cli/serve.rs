@@ -75,7 +75,7 @@ async fn serve(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let env = serde_json::to_value(&config.graph_env)?;
-    let registry = Registry::default();
+    let registry = registry(config);
     let limits = ServiceLimits::default();
     let services = Services::with_nodes(
         database.pool.clone(),
@@ -131,6 +131,17 @@ async fn serve(
     tokio::time::sleep(Duration::from_millis(20)).await;
     background.shutdown().await;
     served.context("the server ended")
+}
+
+/// The nodes that are there before the services are.
+fn registry(config: &ServeConfig) -> Registry {
+    let registry = Registry::default();
+    #[cfg(debug_assertions)]
+    if config.test_nodes {
+        return registry.with(crate::nodes::testing::APPEND, crate::nodes::testing::Append);
+    }
+    let _ = config;
+    registry
 }
 
 /// The local worker's configuration; its token is new with each start.

@@ -112,7 +112,7 @@ async fn give_back(shared: &Arc<Shared>, grant: &Grant, err: &AdvanceError) {
         tokio::time::sleep(GIVE_BACK_AFTER).await;
         let result = async {
             let mut db = shared.pool.acquire().await?;
-            queue::release(&mut db, run, grant.fence).await
+            crash::around("give back", queue::release(&mut db, run, grant.fence)).await
         };
         if result.await.is_ok() {
             shared.signals.queued();
@@ -208,9 +208,7 @@ async fn leave(
         Exit::Waiting(waiting) => return park(shared, grant, &waiting, wake, deadline).await,
         Exit::Released => {
             let mut db = shared.pool.acquire().await?;
-            crash::before("release");
-            queue::release(&mut db, grant.run_id, grant.fence).await?;
-            crash::after("release");
+            crash::around("release", queue::release(&mut db, grant.run_id, grant.fence)).await?;
             shared.signals.queued();
         }
     }
@@ -226,9 +224,8 @@ async fn park(
 ) -> Result<Option<i64>, AdvanceError> {
     let below = i32::try_from(waiting.wake_below()).unwrap_or(i32::MAX);
     let mut db = shared.pool.acquire().await?;
-    crash::before("park");
-    let parked = queue::park(&mut db, grant.run_id, grant.fence, wake, below, deadline).await?;
-    crash::after("park");
+    let parking = queue::park(&mut db, grant.run_id, grant.fence, wake, below, deadline);
+    let parked = crash::around("park", parking).await?;
     match parked {
         Parked::Yes => {
             shared.signals.run_moved(grant.run_id, false);
@@ -474,16 +471,9 @@ async fn ask_about_poison(
     });
     let mut db = shared.pool.acquire().await?;
     let seq = grant.seq.max(0);
-    pending::ask(
-        &mut db,
-        grant.thread_id,
-        run,
-        grant.branch,
-        seq,
-        task,
-        question.to_string().as_bytes(),
-    )
-    .await?;
+    let question = question.to_string();
+    let asking = pending::ask(&mut db, grant.thread_id, run, grant.branch, seq, task, question.as_bytes());
+    crash::around("poison", asking).await?;
     drop(db);
     end_asking(shared, grant, graph).await
 }

@@ -182,11 +182,8 @@ impl Driver {
         let config = &self.shared.config;
         let epoch = {
             let mut db = self.shared.pool.acquire().await?;
-            crash::before("register");
-            let epoch =
-                queue::register(&mut db, config.instance, &config.host, config.lease).await?;
-            crash::after("register");
-            epoch
+            let registering = queue::register(&mut db, config.instance, &config.host, config.lease);
+            crash::around("register", registering).await?
         };
         tracing::info!(instance = %config.instance, epoch, "the driver has its lease");
         self.leased.store(true, Ordering::Relaxed);
@@ -204,7 +201,7 @@ impl Driver {
                 }
                 runs.shutdown().await;
                 let mut db = self.shared.pool.acquire().await?;
-                queue::unregister(&mut db, config.instance, epoch).await?;
+                crash::around("unregister", queue::unregister(&mut db, config.instance, epoch)).await?;
                 self.shared.signals.queued();
             }
             End::LeaseLost => runs.shutdown().await,
@@ -224,7 +221,7 @@ impl Driver {
             let left = config.lease.saturating_sub(renewed.elapsed());
             let renewal = async {
                 let mut db = self.shared.pool.acquire().await?;
-                queue::renew(&mut db, config.instance, epoch, config.lease).await
+                crash::around("renew", queue::renew(&mut db, config.instance, epoch, config.lease)).await
             };
             match tokio::time::timeout(left, renewal).await {
                 Ok(Ok(true)) => renewed = asked,
@@ -377,9 +374,9 @@ impl Driver {
             return Ok(false);
         }
         let mut db = self.shared.pool.acquire().await?;
-        let promoted = queue::promote_due(&mut db, PROMOTE).await?;
-        let followups = queue::due_followups(&mut db, PROMOTE).await?;
-        for (thread, run) in followups {
+        let due = queue::due(&mut db, PROMOTE).await?;
+        let promoted = if due.parked { self.promote(&mut db).await? } else { 0 };
+        for (thread, run) in due.followups {
             advance::activate_followup(&self.shared, thread, run).await?;
         }
         // After a crash one of many runs killed the process: they go one at a time until each has committed.
@@ -397,13 +394,19 @@ impl Driver {
         Ok(more)
     }
 
-    async fn claim(
-        &self,
-        db: &mut sqlx::PgConnection,
-        epoch: i64,
-        limit: i64,
-        suspects: bool,
-    ) -> Result<Vec<Grant>, StoreError> {
+    /// Makes runs claimable whose time has come.
+    async fn promote(&self, db: &mut sqlx::PgConnection) -> Result<u64, StoreError> {
+        let mut tx = db.begin().await?;
+        let promoted = queue::promote_due(&mut tx, PROMOTE).await?;
+        if promoted == 0 {
+            tx.rollback().await?;
+        } else {
+            crash::commit(tx, "promote").await?;
+        }
+        Ok(promoted)
+    }
+
+    async fn claim(&self, db: &mut sqlx::PgConnection, epoch: i64, limit: i64, suspects: bool) -> Result<Vec<Grant>, StoreError> {
         let mut tx = db.begin().await?;
         let grants =
             queue::claim(&mut tx, self.shared.config.instance, epoch, limit, suspects).await?;

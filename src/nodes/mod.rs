@@ -3,6 +3,8 @@
 //! **Invariant:** a node holds services, never a database handle; what it does is one service call.
 
 pub mod job;
+#[cfg(debug_assertions)]
+pub mod testing;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

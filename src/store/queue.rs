@@ -113,21 +113,35 @@ pub async fn claim(
     Ok(rows)
 }
 
-/// Runs that wait behind a question's expiry, whose time has come; each is to be activated under its thread's lock.
-pub async fn due_followups(
-    db: &mut PgConnection,
-    limit: i64,
-) -> Result<Vec<(ThreadId, RunId)>, StoreError> {
+/// What has become due.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DueRuns {
+    /// Whether runs are due that [`promote_due`] makes claimable.
+    pub parked: bool,
+    /// Runs that wait behind a question's expiry; each is to be activated under its thread's lock.
+    pub followups: Vec<(ThreadId, RunId)>,
+}
+
+/// Looks for runs whose time has come, at most `limit` of them. Writes nothing.
+pub async fn due(db: &mut PgConnection, limit: i64) -> Result<DueRuns, StoreError> {
     let rows = sqlx::query!(
-        r#"select q.thread_id as "thread_id: ThreadId", q.run_id as "run_id: RunId"
+        r#"select q.thread_id as "thread_id: ThreadId", q.run_id as "run_id: RunId", h.status = 'pending' as "followup!"
              from queue q join heads h using (run_id)
-            where q.state = 'later' and q.due <= cynai_now() and h.status = 'pending'
+            where q.state = 'later' and q.due <= cynai_now()
             order by q.due limit $1"#,
         limit,
     )
     .fetch_all(db)
     .await?;
-    Ok(rows.into_iter().map(|row| (row.thread_id, row.run_id)).collect())
+    let mut due = DueRuns::default();
+    for row in rows {
+        if row.followup {
+            due.followups.push((row.thread_id, row.run_id));
+        } else {
+            due.parked = true;
+        }
+    }
+    Ok(due)
 }
 
 /// Makes parked and delayed runs claimable whose due time has come; answers how many.

@@ -16,6 +16,7 @@ use sqlx::PgPool;
 use sqlx::postgres::PgListener;
 use tokio::sync::{Notify, broadcast, watch};
 
+use super::crash;
 use crate::ids::RunId;
 
 /// The PostgreSQL channel.
@@ -207,6 +208,7 @@ impl Signals {
 }
 
 async fn notify(pool: &PgPool, payload: &str) -> Result<(), sqlx::Error> {
+    crash::before("signal");
     // A signal need not survive a crash, so its commit need not wait for the disk. The setting ends with the statement.
     sqlx::query!(
         "select set_config('synchronous_commit', 'off', true), pg_notify($1, $2)",
@@ -215,6 +217,7 @@ async fn notify(pool: &PgPool, payload: &str) -> Result<(), sqlx::Error> {
     )
     .fetch_one(pool)
     .await?;
+    crash::after("signal");
     Ok(())
 }
 

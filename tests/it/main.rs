@@ -1,14 +1,6 @@
 //! The one integration binary: the parts of Cynai as their users meet them, a database of its own for
 //! each test that needs one.
 
-#![expect(clippy::unwrap_used, unreachable_pub, reason = "a test fails by panicking")]
-
-mod access;
-mod architecture;
-mod assistants;
-mod cli;
-mod gateway;
-mod scoping;
+mod crash_points;
 mod support;
-mod threads;
 mod worker;

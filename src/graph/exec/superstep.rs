@@ -413,6 +413,8 @@ impl<'r> Work<'r> {
             self.futures.push(self.run.call(call, task).boxed());
             return Ok(());
         }
+        // The attempt stores its number before it starts; the superstep's commit settles that row.
+        self.waits_stored |= numbers_attempts(node);
         if self.run.options.stream_custom && !self.ticking {
             self.tick();
         }
@@ -768,6 +770,11 @@ fn answers_of(previous: Option<&StoredWait>) -> u32 {
     answers.map_or(0, |answers| u32::try_from(answers.len()).unwrap_or(u32::MAX))
 }
 
+/// Whether an attempt's number is made durable before the attempt starts.
+fn numbers_attempts(node: &NodeSpec) -> bool {
+    matches!(node.kind, NodeKind::Use { .. }) && node.effect != Effect::Pure
+}
+
 /// Whether a stored wait is not over. A job's node is always asked: it knows whether the job was sent.
 fn still_waits(wait: &StoredWait) -> bool {
     match wait.kind {
@@ -865,11 +872,10 @@ impl Run {
                 format!("this server has no code for node `{}`", spec.name),
             ));
         };
-        if matches!(spec.kind, NodeKind::Use { .. })
-            && spec.effect != Effect::Pure
-            && let Some(end) = self.begin_attempt(activation, spec).await?
-        {
-            return Ok(end);
+        if numbers_attempts(spec) {
+            if let Some(end) = self.begin_attempt(activation, spec).await? {
+                return Ok(end);
+            }
         }
         node.run(activation).await
     }
