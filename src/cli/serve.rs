@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::SystemClock;
-use crate::config::{ConfigError, DatabaseConfig, LogFormat, ServeArgs, ServeConfig};
+use crate::config::{ConfigError, DatabaseConfig, LocalWorkerConfig, LogFormat, ServeArgs, ServeConfig};
 use crate::driver::instance::Instance;
 use crate::driver::{Driver, DriverConfig};
 use crate::gateway::origin::OriginPolicy;
@@ -22,13 +22,20 @@ use crate::gateway::{self, Gateway, GatewayConfig, ReadyCheck};
 use crate::graph::check::render;
 use crate::graph::load::load_paths;
 use crate::nodes::Registry;
+use crate::nodes::job::Job;
 use crate::services::catalog::GraphCatalog;
+use crate::services::jobs::KnownWorker;
 use crate::services::{ServiceLimits, Services};
 use crate::store::connect;
 use crate::store::embedded::{BinarySearch, Embedded, EmbeddedConfig};
+use crate::worker::client::WorkerClient;
+use crate::worker::config::{Token, WorkerConfig};
+use crate::worker::local::LocalWorker;
 
 /// Connections of the pool for signals and migrations.
 const DIRECT_POOL: u32 = 3;
+/// Between the end of the local worker and its next start.
+const WORKER_RESTART: Duration = Duration::from_secs(1);
 
 /// The database, and the private one behind it when there is one.
 struct Database {
@@ -70,6 +77,7 @@ async fn serve(
     let limits = ServiceLimits::default();
     let services =
         Services::with_nodes(database.pool.clone(), Arc::new(SystemClock), limits, Arc::new(registry.clone()), env.clone());
+    let registry = registry.with_job(Job::new(services.clone()));
     services.register_graphs(load_graphs(config, &registry)?).await?;
     services.bootstrap_admin(&config.admin_token_file).await?;
     let driver = Arc::new(Driver::new(
@@ -91,6 +99,17 @@ async fn serve(
     let mut background = JoinSet::new();
     let (signals, direct) = (Arc::clone(services.hub()), database.direct.clone());
     background.spawn(async move { signals.run(direct).await });
+    let dead = services.clone();
+    background.spawn(async move { dead.watch_dead_servers().await });
+    let worker_name = format!("local:{}", instance.id);
+    match &config.local_worker {
+        Some(worker) => {
+            let worker = worker_config(config, worker);
+            let services = services.clone();
+            background.spawn(async move { keep_worker(&services, worker_name, worker).await });
+        }
+        None => services.lose_jobs_of(&worker_name).await?,
+    }
     let (moving, moving_stop) = (Arc::clone(&driver), stop.clone());
     let mut moving = JoinSet::from_iter([async move { moving.run(moving_stop).await }]);
     tracing::info!(%address, data_dir = %config.data_dir.display(), "ready");
@@ -102,6 +121,44 @@ async fn serve(
     tokio::time::sleep(Duration::from_millis(20)).await;
     background.shutdown().await;
     served.context("the server ended")
+}
+
+/// The local worker's configuration; its token is new with each start.
+fn worker_config(config: &ServeConfig, worker: &LocalWorkerConfig) -> WorkerConfig {
+    WorkerConfig {
+        mounts: worker.mounts.clone(),
+        images: worker.images.clone(),
+        slots: worker.slots,
+        ..WorkerConfig::new(Token::random(), config.data_dir.join("worker"))
+    }
+}
+
+/// Keeps a local worker alive, and fetches what it finishes, until dropped.
+async fn keep_worker(services: &Services, name: String, config: WorkerConfig) {
+    let http = match reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).no_proxy().build() {
+        Ok(http) => http,
+        Err(err) => {
+            tracing::error!(error = &err as &dyn std::error::Error, "no HTTP client for the local worker");
+            return;
+        }
+    };
+    loop {
+        match LocalWorker::start(&config).await {
+            Ok(mut worker) => {
+                tracing::info!(address = worker.base_url(), pid = worker.pid(), "the local worker runs");
+                let client = WorkerClient::new(worker.base_url(), worker.token().clone(), http.clone());
+                let known = KnownWorker { name: name.clone(), client };
+                services.set_worker(Some(known.clone()));
+                tokio::select! {
+                    ended = worker.exited() => tracing::warn!(?ended, "the local worker ended; it is started again"),
+                    () = services.watch_worker(&known) => {}
+                }
+                services.set_worker(None);
+            }
+            Err(err) => tracing::error!(error = &err as &dyn std::error::Error, "the local worker could not be started"),
+        }
+        tokio::time::sleep(WORKER_RESTART).await;
+    }
 }
 
 #[expect(clippy::print_stdout, reason = "scripts wait for this line")]

@@ -142,6 +142,7 @@ async fn move_run(shared: &Arc<Shared>, grant: &Grant) -> Result<(), AdvanceErro
     let run = Run {
         run_id: grant.run_id,
         thread_id: grant.thread_id,
+        fence: grant.fence,
         ambient,
         checkpointer: Arc::clone(&checkpointer) as _,
         nodes: Arc::clone(&shared.nodes),

@@ -2,6 +2,8 @@
 //!
 //! **Invariant:** a node holds services, never a database handle; what it does is one service call.
 
+pub mod job;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

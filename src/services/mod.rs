@@ -14,6 +14,7 @@ mod checkpoint_id;
 mod checks;
 pub mod drawing;
 pub mod error;
+pub mod jobs;
 mod health;
 pub mod runs;
 pub mod state;
@@ -47,6 +48,7 @@ struct Inner {
     tokens: TokenCache,
     versions: Graphs,
     env: Value,
+    workers: jobs::Workers,
 }
 
 /// Bounds that an operator may change.
@@ -107,6 +109,7 @@ impl Services {
             hub: Hub::default(),
             tokens: TokenCache::default(),
             env,
+            workers: jobs::Workers::default(),
         }))
     }
 
@@ -114,6 +117,10 @@ impl Services {
     #[must_use]
     pub fn versions(&self) -> &Graphs {
         &self.0.versions
+    }
+
+    fn workers(&self) -> &jobs::Workers {
+        &self.0.workers
     }
 
     fn env(&self) -> &Value {

@@ -76,14 +76,23 @@ fn job(command: &[&str]) -> JobRequest {
     }
 }
 
+/// The command lines of all processes of the machine.
+fn command_lines() -> Vec<String> {
+    let numeric = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().parse::<u32>().is_ok();
+    let entries = fs::read_dir("/proc").unwrap().flatten().filter(numeric);
+    entries
+        .filter_map(|entry| fs::read(entry.path().join("cmdline")).ok())
+        .map(|line| String::from_utf8_lossy(&line).replace('\0', " "))
+        .collect()
+}
+
 fn processes_with(text: &str) -> usize {
-    let holds = |entry: &fs::DirEntry| {
-        let numeric = entry.file_name().to_string_lossy().parse::<u32>().is_ok();
-        numeric
-            && fs::read(entry.path().join("cmdline"))
-                .is_ok_and(|line| String::from_utf8_lossy(&line).replace('\0', " ").contains(text))
-    };
-    fs::read_dir("/proc").unwrap().flatten().filter(holds).count()
+    command_lines().iter().filter(|line| line.contains(text)).count()
+}
+
+/// Processes that are this very command, not the programs around it.
+fn processes_with_start(text: &str) -> usize {
+    command_lines().iter().filter(|line| line.starts_with(text)).count()
 }
 
 async fn until(what: &str, mut reached: impl AsyncFnMut() -> bool) {
@@ -124,6 +133,30 @@ async fn a_killed_agent_leaves_no_process_and_its_jobs_are_reported_as_lost() {
     // Not run again, whoever asks.
     let again = agent.client.accept(&running).await.unwrap();
     assert_eq!(again.state, JobState::Lost);
+    agent.end().await;
+}
+
+#[tokio::test]
+async fn an_agent_killed_while_a_sandbox_starts_leaves_nothing_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    for delay in [0, 1, 2, 4, 8, 16] {
+        let agent = Agent::plain(dir.path());
+        for _ in 0..2 {
+            let request = job(&["sh", "-c", "setsid sleep 75.25 & sleep 75.25"]);
+            agent.client.accept(&request).await.expect(INSTALL);
+        }
+        // The delay itself is what is tried out here.
+        tokio::time::sleep(Duration::from_millis(delay)).await;
+        agent.kill();
+        // Whatever had begun to run dies with the agent. A sandbox that was just being made may wait
+        // for its dead parent for ever, before it runs anything: the next agent ends that.
+        until("no command is left", async || processes_with_start("sleep 75.25") == 0).await;
+    }
+    let agent = Agent::plain(dir.path());
+    until("no process is left", async || processes_with("sleep 75.25") == 0).await;
+    let found = agent.client.finished(Duration::ZERO, 100).await.unwrap().jobs;
+    assert_eq!(found.len(), 12);
+    assert!(found.iter().all(|job| job.state == JobState::Lost));
     agent.end().await;
 }
 

@@ -22,6 +22,8 @@ pub struct Activation<'a> {
     pub run_id: RunId,
     /// The thread.
     pub thread_id: ThreadId,
+    /// The fence that everything done for it must name.
+    pub fence: i64,
     /// The namespace, empty for the root.
     pub namespace: &'a str,
     /// The checkpoint that planned it.

@@ -54,6 +54,8 @@ pub struct Run {
     pub run_id: RunId,
     /// Its thread.
     pub thread_id: ThreadId,
+    /// The fence of the grant that it is moved under.
+    pub fence: i64,
     /// What expressions see beside the state.
     pub ambient: Ambient,
     /// Where it is stored.

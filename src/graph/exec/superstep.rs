@@ -407,6 +407,7 @@ impl<'r> Work<'r> {
         let activation = Activation {
             run_id: self.run.run_id,
             thread_id: self.run.thread_id,
+            fence: self.run.fence,
             namespace: &self.path,
             planned: self.planned_at,
             task: &slot.task,
@@ -740,6 +741,7 @@ impl Run {
         let activation = Activation {
             run_id: self.run_id,
             thread_id: self.thread_id,
+            fence: self.fence,
             namespace: &call.path,
             planned: call.planned,
             task: &task,
@@ -870,6 +872,7 @@ impl Run {
         let activation = Activation {
             run_id: self.run_id,
             thread_id: self.thread_id,
+            fence: self.fence,
             namespace: &call.path,
             planned: call.planned,
             task,

@@ -121,7 +121,7 @@ impl Agent {
         let router = routes::router(api);
         let serve = server::serve(&self.listener, router, &serving, CONNECTION_PATIENCE);
         futures::join!(work, probing, serve);
-        if let Err(err) = self.driver.reap(&[]).await {
+        if let Err(err) = self.driver.reap(&self.jobs.unfinished()).await {
             tracing::error!(error = &err as &dyn std::error::Error, "a sandbox outlived the agent");
         }
         Ok(())

@@ -326,6 +326,14 @@ impl Jobs {
         self.table().closed = true;
     }
 
+    /// Jobs that have not ended: after a shutdown, the ones whose sandboxes were killed.
+    #[must_use]
+    pub fn unfinished(&self) -> Vec<JobId> {
+        let table = self.table();
+        let open = table.jobs.iter().filter(|(_, entry)| !entry.state().is_terminal());
+        open.map(|(job, _)| *job).collect()
+    }
+
     /// How many jobs wait and how many have started and not ended.
     #[must_use]
     pub fn load(&self) -> (usize, usize) {

@@ -20,7 +20,8 @@ use nix::unistd::{Uid, User};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-use tokio::process::Child;
+use tokio::process::{Child, ChildStdin};
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 use super::cgroup::{Cgroups, Controller, JobCgroup};
@@ -121,7 +122,6 @@ impl Bubblewrap {
             uid: self.uid,
             bwrap: self.bwrap.clone(),
             marker: words(&["--setenv", "CYNAI_JOB_ID", &spec.job_id.to_string()]),
-            with_stdin: spec.stdin.is_some(),
             last: words(&["--chdir", "/workspace", "--remount-ro", "/"]),
             command: inner_command(plan, &spec),
             ..Launch::default()
@@ -299,19 +299,51 @@ fn outer_limits(plan: &Plan, spec: &SandboxSpec) -> String {
     limits
 }
 
-/// The command, behind a shell that reports a missing program as 127 and, where no control group
-/// counts processes, sets a limit that must not bind the sandbox program itself.
+/// The command, behind a shell of the sandbox that does three things. It starts the command only when
+/// the agent says so (see [`give_the_word`]). It reports a missing program as 127. And where no control
+/// group counts processes, it sets a limit that must not bind the sandbox program itself.
 fn inner_command(plan: &Plan, spec: &SandboxSpec) -> Vec<String> {
-    let mut script = String::from("exec \"$@\"");
+    let mut script = String::from("echo; read -r word || exit 125; ");
     if plan.rlimits.processes {
         let most = spec.limits.processes;
-        script = format!(
-            "if (ulimit -u {most}) 2>/dev/null; then ulimit -u {most}; else ulimit -p {most} || exit 125; fi; {script}"
+        script += &format!(
+            "if (ulimit -u {most}) 2>/dev/null; then ulimit -u {most}; else ulimit -p {most} || exit 125; fi; "
         );
     }
+    script += "exec \"$@\"";
     let mut command = words(&["/bin/sh", "-c", &script, "sh"]);
     command.extend(spec.command.iter().cloned());
     command
+}
+
+/// Lets the command start, once the sandbox is sure to die with this process.
+///
+/// Bubblewrap's init ties itself to its parent only after it has forked, and does not look whether the
+/// parent was still there: an agent killed in that moment would leave a command running for ever. So
+/// the shell in front of the command prints an empty line and waits for a word on standard input, and
+/// the word is given when init sleeps, which it does only after it has tied itself. If the agent dies
+/// earlier, the shell reads the end of its input and ends instead.
+async fn give_the_word(
+    mut input: ChildStdin,
+    ready: oneshot::Receiver<()>,
+    report: &Mutex<Report>,
+    text: &str,
+) -> std::io::Result<()> {
+    if ready.await.is_err() {
+        return Ok(());
+    }
+    loop {
+        let init = report.lock().unwrap_or_else(PoisonError::into_inner).init;
+        let now = init.map(|init| Process::find(init.pid));
+        match now {
+            Some(None) => return Ok(()),
+            Some(Some(process)) if process.sleeping => break,
+            _ => tokio::time::sleep(Duration::from_millis(1)).await,
+        }
+    }
+    input.write_all(b"go\n").await?;
+    // The job may end without reading it all; that is its own affair.
+    input.write_all(text.as_bytes()).await
 }
 
 /// What bubblewrap tells about itself while it runs.
@@ -348,17 +380,24 @@ impl BubblewrapHandle {
         let head = || Arc::new(Mutex::new(Head::new(spec.limits.output_bytes)));
         let (stdout, stderr, report) = (head(), head(), Arc::new(Mutex::new(Report::default())));
         let mut pumps = JoinSet::new();
-        if let Some(stream) = child.stdout.take() {
+        let (tell, ready) = oneshot::channel();
+        if let Some(mut stream) = child.stdout.take() {
             let head = Arc::clone(&stdout);
-            pumps.spawn(async move { drain(stream, &head).await });
+            pumps.spawn(async move {
+                // The empty line of the shell in front of the command.
+                if stream.read_u8().await.is_ok() {
+                    let _ = tell.send(());
+                    drain(stream, &head).await;
+                }
+            });
         }
         if let Some(stream) = child.stderr.take() {
             let head = Arc::clone(&stderr);
             pumps.spawn(async move { drain(stream, &head).await });
         }
-        if let (Some(mut stream), Some(text)) = (child.stdin.take(), spec.stdin) {
-            // The job may end without reading it all; that is its own affair.
-            pumps.spawn(async move { drop(stream.write_all(text.as_bytes()).await) });
+        if let Some(input) = child.stdin.take() {
+            let (shared, text) = (Arc::clone(&report), spec.stdin.unwrap_or_default());
+            pumps.spawn(async move { drop(give_the_word(input, ready, &shared, &text).await) });
         }
         let shared = Arc::clone(&report);
         pumps.spawn(async move { read_reports(status, &shared).await });

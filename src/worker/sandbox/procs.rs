@@ -23,6 +23,8 @@ pub(super) struct Process {
     pub(super) started: u64,
     /// Dead, but not yet waited for.
     pub(super) zombie: bool,
+    /// Waits for something, in a system call.
+    pub(super) sleeping: bool,
 }
 
 impl Process {
@@ -51,6 +53,7 @@ fn parse_stat(stat: &str) -> Option<Process> {
     Some(Process {
         pid,
         zombie: matches!(*fields.first()?, "Z" | "X"),
+        sleeping: *fields.first()? == "S",
         parent: fields.get(1)?.parse().ok()?,
         started: fields.get(19)?.parse().ok()?,
     })
@@ -131,10 +134,13 @@ mod tests {
     #[test]
     fn a_process_may_have_any_name() {
         let tail = "1 5 5 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 777 8 9";
-        let process = Process { pid: 42, parent: 1, started: 777, zombie: false };
+        let process = Process { pid: 42, parent: 1, started: 777, zombie: false, sleeping: true };
         check(&format!("42 (sh) S {tail}"), Some(process));
         check(&format!("42 (a) R 9 9 (b) S {tail}"), Some(process));
-        check(&format!("42 (sh) Z {tail}"), Some(Process { zombie: true, ..process }));
+        check(
+            &format!("42 (sh) Z {tail}"),
+            Some(Process { zombie: true, sleeping: false, ..process }),
+        );
         check("42 (sh) S 1", None);
         check("", None);
     }

@@ -7,7 +7,9 @@
 //! user can reach, however private the directories above the originals are.
 //!
 //! **Invariant:** a sandbox inherits no descriptor but its three standard streams.
-//! **Invariant:** when the driver is dropped, or the process dies, every sandbox is killed by the kernel.
+//! **Invariant:** when the driver is dropped, or the process dies, the kernel kills every command. A
+//! sandbox that was just being made may be left waiting for its dead parent, before it has run anything;
+//! the next agent on the same state directory ends it.
 
 use std::fs::{self, File};
 use std::io::{self, Seek, Write};
@@ -50,7 +52,6 @@ pub(super) struct Launch {
     pub(super) files: Vec<(&'static str, &'static str)>,
     pub(super) last: Vec<String>,
     pub(super) command: Vec<String>,
-    pub(super) with_stdin: bool,
 }
 
 /// A started sandbox program and the pipe on which it reports.
@@ -193,8 +194,7 @@ fn start(launch: &Launch) -> io::Result<Launched> {
     command.args(["--json-status-fd", &reports.as_raw_fd().to_string()]);
     command.arg("--").args(&launch.command);
     command.env_clear().env("PATH", HOST_PATH).current_dir("/").process_group(0).kill_on_drop(true);
-    command.stdin(if launch.with_stdin { Stdio::piped() } else { Stdio::null() });
-    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = command.spawn()?;
     Ok(Launched { child, status: Receiver::from_owned_fd(status.into())? })
 }
