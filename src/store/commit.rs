@@ -26,6 +26,10 @@ use crate::ids::{RunId, ThreadId};
 const SLOTS: usize = 2;
 /// The most commits of one statement.
 const MAX_BATCH: usize = 256;
+/// Supersteps and other writes of runs that were acknowledged.
+const COMMITS: &str = "cynai_commits_total";
+/// Statements that wrote them: with the commits, how many went out together.
+const STATEMENTS: &str = "cynai_commit_statements_total";
 /// Pauses between tries of a commit whose run was locked or whose outcome is unknown.
 const RETRY_FIRST: Duration = Duration::from_millis(2);
 const RETRY_MAX: Duration = Duration::from_secs(1);
@@ -145,7 +149,10 @@ impl Committer {
             let verdict = if alone {
                 alone = false;
                 match execute(&self.0.pool, std::slice::from_ref(&request)).await {
-                    Ok(passed) if passed.contains(&request.run_id) => Verdict::Passed,
+                    Ok(passed) if passed.contains(&request.run_id) => {
+                        self.0.count(1);
+                        Verdict::Passed
+                    }
                     Ok(_) => Verdict::Unsure,
                     // Alone, its failure is its own.
                     Err(err) if !err.is_unavailable() => return Err(err.into()),
@@ -256,6 +263,16 @@ impl Inner {
         }
     }
 
+    /// Counts a statement and the commits that it made.
+    fn count(&self, passed: usize) {
+        let passed = u64::try_from(passed).unwrap_or(0);
+        metrics::counter!(STATEMENTS).increment(1);
+        metrics::counter!(COMMITS).increment(passed);
+        let mut state = self.lock();
+        state.statements += 1;
+        state.commits += passed;
+    }
+
     async fn write(&self, requests: &[Request]) -> Vec<Verdict> {
         let result = execute(&self.pool, requests).await;
         let verdicts: Vec<Verdict> = match &result {
@@ -276,9 +293,7 @@ impl Inner {
             }
         };
         let passed = verdicts.iter().filter(|verdict| **verdict == Verdict::Passed).count();
-        let mut state = self.lock();
-        state.statements += 1;
-        state.commits += u64::try_from(passed).unwrap_or(0);
+        self.count(passed);
         verdicts
     }
 }
