@@ -9,10 +9,10 @@ mod client;
 mod follow;
 mod run;
 mod runs;
+mod serve;
 mod show;
 mod threads;
 mod token;
-mod serve;
 mod worker;
 
 use std::process::ExitCode;

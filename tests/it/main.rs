@@ -8,6 +8,7 @@ mod architecture;
 mod assistants;
 mod cli;
 mod gateway;
+mod runs;
 mod scoping;
 mod support;
 mod threads;
