@@ -87,7 +87,7 @@ async fn a_run_without_a_thread_is_found_by_its_id_alone(pool: PgPool) {
     let place = format!("/runs/{id}");
     assert_eq!(made.header("content-location"), Some(place.as_str()));
     assert_eq!(system.get(&place).await.expect(200)["run_id"], id.as_str());
-    let batch = json!([{"assistant_id": "count", "input": {"n": 1}}, {"assistant_id": "outer"}]);
+    let batch = json!([{"assistant_id": "count", "input": {"n": 1}}, {"assistant_id": "outer", "input": {}}]);
     assert_eq!(system.post("/runs/batch", batch).await.expect(200).as_array().unwrap().len(), 2);
     system.post("/runs/cancel", json!({"status": "pending"})).await.expect(204);
     assert_eq!(system.get(&place).await.expect(200)["status"], "interrupted");
