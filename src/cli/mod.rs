@@ -13,6 +13,8 @@ mod serve;
 mod show;
 mod threads;
 mod token;
+mod serve;
+mod graph;
 mod worker;
 
 use std::process::ExitCode;
@@ -39,6 +41,8 @@ enum Command {
     Token(token::TokenArgs),
     /// Run the server: REST API, driver and, unless told otherwise, a private database and a local worker.
     Serve(Box<crate::config::ServeArgs>),
+    /// Check, draw and describe graph files.
+    Graph(graph::GraphArgs),
     /// Run the agent of a worker machine: accepts jobs and runs them in sandboxes.
     Worker(worker::WorkerArgs),
 }
@@ -60,6 +64,7 @@ pub fn main() -> ExitCode {
             Command::Threads(args) => threads::run(args).await,
             Command::Token(args) => token::run(args).await,
             Command::Serve(args) => serve::run(*args).await,
+            Command::Graph(args) => graph::run(args),
             Command::Worker(args) => worker::run(args).await,
         }
     });
