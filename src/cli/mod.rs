@@ -9,7 +9,6 @@ mod client;
 mod follow;
 mod run;
 mod runs;
-mod serve;
 mod show;
 mod threads;
 mod token;
