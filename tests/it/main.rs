@@ -7,6 +7,7 @@ mod access;
 mod architecture;
 mod assistants;
 mod cli;
+mod crash_points;
 mod gateway;
 mod runs;
 mod scoping;
