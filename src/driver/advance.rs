@@ -95,11 +95,29 @@ async fn move_suspect(
     let let_go = async {
         moved.moved(SUSPECT_FOR).await;
         drop(permit);
+        shared.look.notify_one();
         std::future::pending::<()>().await;
     };
-    tokio::select! {
+    let result = tokio::select! {
         result = move_run(shared, grant) => result,
         () = let_go => Ok(()),
+    };
+    shared.look.notify_one();
+    result
+}
+
+/// The engine panicked: the run goes back as a suspect, so that it cannot do so for ever.
+pub(super) async fn surrender(shared: &Arc<Shared>, run: RunId, fence: i64) {
+    loop {
+        let result = async {
+            let mut db = shared.pool.acquire().await?;
+            crash::around("surrender", queue::surrender(&mut db, run, fence)).await
+        };
+        if result.await.is_ok() {
+            shared.look.notify_one();
+            return;
+        }
+        tokio::time::sleep(GIVE_BACK_AFTER).await;
     }
 }
 
@@ -229,6 +247,7 @@ async fn park(
     match parked {
         Parked::Yes => {
             shared.signals.run_moved(grant.run_id, false);
+            shared.look.notify_one();
             Ok(None)
         }
         Parked::Awake(now) => Ok(Some(now)),

@@ -238,6 +238,23 @@ pub async fn release(db: &mut PgConnection, run: RunId, fence: i64) -> Result<bo
     Ok(result.rows_affected() == 1)
 }
 
+/// Gives a run back as a suspect: whoever held it came to harm.
+pub async fn surrender(db: &mut PgConnection, run: RunId, fence: i64) -> Result<bool, StoreError> {
+    let result = sqlx::query!(
+        "with h as (
+           update heads set status = 'queued', instance_id = null, epoch = null, claims = claims + 1
+            where run_id = $1 and fence = $2 and status = 'running'
+           returning run_id, thread_id)
+         insert into queue (run_id, thread_id, user_id, priority, state, due)
+         select h.run_id, h.thread_id, r.user_id, r.priority, 'suspect', cynai_now() from h join runs r using (run_id)",
+        run as RunId,
+        fence,
+    )
+    .execute(db)
+    .await?;
+    Ok(result.rows_affected() == 1)
+}
+
 /// Records that something arrived for a run whose head the caller has locked, and wakes the run if it is parked
 /// and no more activations are outstanding than it sleeps through.
 pub async fn wake(db: &mut PgConnection, run: RunId) -> Result<bool, StoreError> {
