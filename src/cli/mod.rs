@@ -5,7 +5,15 @@
 //!
 //! **Invariant:** only this folder prints.
 
+mod client;
+mod follow;
+mod graph;
+mod run;
+mod runs;
 mod serve;
+mod show;
+mod threads;
+mod token;
 mod worker;
 
 use std::process::ExitCode;
@@ -22,8 +30,18 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Start a run of a graph and follow it to its end.
+    Run(run::RunArgs),
+    /// List, show and cancel runs.
+    Runs(runs::RunsArgs),
+    /// List and show threads and their history.
+    Threads(threads::ThreadsArgs),
+    /// Make, list and revoke API tokens.
+    Token(token::TokenArgs),
     /// Run the server: REST API, driver and, unless told otherwise, a private database and a local worker.
     Serve(Box<crate::config::ServeArgs>),
+    /// Check, draw and describe graph files.
+    Graph(graph::GraphArgs),
     /// Run the agent of a worker machine: accepts jobs and runs them in sandboxes.
     Worker(worker::WorkerArgs),
 }
@@ -40,7 +58,12 @@ pub fn main() -> ExitCode {
     };
     let result = runtime.block_on(async {
         match cli.command {
+            Command::Run(args) => run::run(args).await,
+            Command::Runs(args) => runs::run(args).await,
+            Command::Threads(args) => threads::run(args).await,
+            Command::Token(args) => token::run(args).await,
             Command::Serve(args) => serve::run(*args).await,
+            Command::Graph(args) => graph::run(args),
             Command::Worker(args) => worker::run(args).await,
         }
     });

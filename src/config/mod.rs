@@ -403,6 +403,17 @@ impl ServeArgs {
     }
 }
 
+/// Where a server on this machine writes the administrator's token unless it is told otherwise.
+#[must_use]
+pub fn usual_admin_token_file() -> Option<PathBuf> {
+    let environment = Environment {
+        root: Uid::effective().is_root(),
+        directory: PathBuf::new(),
+        variable: &|name| std::env::var_os(name)?.into_string().ok(),
+    };
+    Some(default_data_dir(&environment).ok()?.join("admin-token"))
+}
+
 fn flag(flag: &'static str, problem: String) -> ConfigError {
     ConfigError::Flag { flag, problem }
 }

@@ -97,3 +97,34 @@ impl Drop for Guard {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{RunId, UserId};
+
+    fn check(cancel: bool, done: bool, stopping: bool, expected: bool) {
+        let disconnects = Disconnects::new();
+        let closing = CancellationToken::new();
+        let actor = Actor { user_id: UserId::new(), name: "somebody".to_owned(), admin: false };
+        let key = RunKey { thread: None, run: RunId::new() };
+        let mut guard = disconnects.guard(cancel, &actor, key, &closing);
+        if done {
+            guard.done();
+        }
+        if stopping {
+            closing.cancel();
+        }
+        drop(guard);
+        let mut receiver = disconnects.receiver.lock().unwrap().take().unwrap();
+        assert_eq!(receiver.try_recv().is_ok(), expected);
+    }
+
+    #[test]
+    fn only_a_client_that_goes_away_early_and_asked_for_it_cancels_its_run() {
+        check(true, false, false, true);
+        check(false, false, false, false);
+        check(true, true, false, false);
+        check(true, false, true, false);
+    }
+}

@@ -120,4 +120,19 @@ mod tests {
         check(&"a".repeat(128), true);
         check(&"a".repeat(129), false);
     }
+
+    #[tokio::test]
+    async fn a_panic_is_an_error_with_the_requests_id() {
+        use tower::ServiceExt;
+
+        let fails = axum::routing::get(async || -> () { panic!("the secret cause") });
+        let app = axum::Router::new().route("/fails", fails).layer(axum::middleware::from_fn(edge));
+        let request = Request::builder().uri("/fails").header("x-request-id", "mine");
+        let response = app.oneshot(request.body(axum::body::Body::empty()).unwrap()).await.unwrap();
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(response.headers()["x-request-id"], "mine");
+        let body = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
+        let text = String::from_utf8(body.to_vec()).unwrap();
+        assert!(text.contains("\"request_id\":\"mine\"") && !text.contains("secret"), "{text}");
+    }
 }

@@ -41,13 +41,23 @@ pub(super) struct ApiError {
     code: &'static str,
     message: String,
     path: Option<String>,
-    header: Option<(header::HeaderName, HeaderValue)>,
+    extra: Extra,
+}
+
+/// A header that goes with an error.
+#[derive(Debug, Clone, Copy)]
+enum Extra {
+    None,
+    /// How to prove who asks.
+    Authenticate,
+    /// After how many seconds trying again makes sense.
+    RetryAfter(u64),
 }
 
 impl ApiError {
     /// An error without a service behind it.
     pub(super) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into(), path: None, header: None }
+        Self { status, code, message: message.into(), path: None, extra: Extra::None }
     }
 
     /// A request that is understood and breaks a rule.
@@ -67,8 +77,8 @@ impl ApiError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", message)
     }
 
-    fn with_header(self, name: header::HeaderName, value: HeaderValue) -> Self {
-        Self { header: Some((name, value)), ..self }
+    fn with(self, extra: Extra) -> Self {
+        Self { extra, ..self }
     }
 
     /// The word for a program.
@@ -106,14 +116,14 @@ impl From<ServiceError> for ApiError {
             ServiceError::TooMany { retry_after, .. } => {
                 let seconds = retry_after.as_secs().max(1);
                 Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many", message)
-                    .with_header(header::RETRY_AFTER, seconds.into())
+                    .with(Extra::RetryAfter(seconds))
             }
             ServiceError::Unauthorized(_) => unauthorized(message),
             ServiceError::Forbidden(_) => Self::new(StatusCode::FORBIDDEN, "forbidden", message),
             ServiceError::Unavailable { .. } => {
                 tracing::warn!(error = chain(&err), "a request needs what cannot be reached now");
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", message)
-                    .with_header(header::RETRY_AFTER, HeaderValue::from_static("1"))
+                    .with(Extra::RetryAfter(1))
             }
             ServiceError::Internal(_) => {
                 tracing::error!(error = chain(&err), "a request failed");
@@ -126,8 +136,16 @@ impl From<ServiceError> for ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.body(None))).into_response();
-        if let Some((name, value)) = self.header {
-            response.headers_mut().insert(name, value);
+        let headers = response.headers_mut();
+        match self.extra {
+            Extra::None => {}
+            Extra::Authenticate => {
+                let how = HeaderValue::from_static("Bearer realm=\"cynai\"");
+                headers.insert(header::WWW_AUTHENTICATE, how);
+            }
+            Extra::RetryAfter(seconds) => {
+                headers.insert(header::RETRY_AFTER, seconds.into());
+            }
         }
         response
     }
@@ -135,8 +153,7 @@ impl IntoResponse for ApiError {
 
 /// The error of a caller who did not prove who it is.
 pub(super) fn unauthorized(message: impl Into<String>) -> ApiError {
-    ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", message)
-        .with_header(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"cynai\""))
+    ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", message).with(Extra::Authenticate)
 }
 
 /// The error of something over its size.

@@ -29,25 +29,20 @@ fn install() -> Option<PrometheusHandle> {
     let builder = PrometheusBuilder::new()
         .upkeep_timeout(Duration::from_secs(5))
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), BUCKETS);
-    let handle = builder.and_then(|builder| {
-        let recorder = builder.build_recorder();
-        let handle = recorder.handle();
-        // Without an error type of its own in the builder's signature, a lost race is reported here.
-        if metrics::set_global_recorder(recorder).is_err() {
-            tracing::warn!("another metrics recorder is installed: /metrics stays empty");
-        }
-        Ok(handle)
-    });
-    match handle {
-        Ok(handle) => {
-            describe();
-            Some(handle)
-        }
+    let recorder = match builder {
+        Ok(builder) => builder.build_recorder(),
         Err(err) => {
             tracing::error!(error = %err, "metrics could not be set up");
-            None
+            return None;
         }
+    };
+    let handle = recorder.handle();
+    if metrics::set_global_recorder(recorder).is_err() {
+        tracing::error!("metrics could not be set up: another recorder is installed");
+        return None;
     }
+    describe();
+    Some(handle)
 }
 
 fn describe() {

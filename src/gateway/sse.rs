@@ -157,6 +157,103 @@ mod tests {
         assert_eq!(frame(event, data.as_bytes(), id), expected.as_bytes());
     }
 
+    fn run() -> RunView {
+        let at = chrono::DateTime::UNIX_EPOCH;
+        RunView {
+            run_id: crate::ids::RunId(uuid::Uuid::nil()),
+            thread_id: crate::ids::ThreadId(uuid::Uuid::nil()),
+            assistant_id: crate::ids::AssistantId(uuid::Uuid::nil()),
+            created_at: at,
+            updated_at: at,
+            started_at: None,
+            ended_at: None,
+            status: crate::services::api::RunStatus::Running,
+            metadata: serde_json::Map::new(),
+            kwargs: json!({}),
+            multitask_strategy: crate::services::api::MultitaskStrategy::Enqueue,
+            cancel_reason: None,
+            error: None,
+        }
+    }
+
+    /// The text of a stream of `items`, each after so many seconds; `true` waits for more for ever.
+    async fn streamed(
+        items: Vec<(u64, Result<StreamItem, ServiceError>)>,
+        open: bool,
+        closing: CancellationToken,
+    ) -> String {
+        let slots = Arc::new(tokio::sync::Semaphore::new(1));
+        let timed = stream::iter(items).then(|(seconds, item)| async move {
+            tokio::time::sleep(Duration::from_secs(seconds)).await;
+            item
+        });
+        let rest = if open { stream::pending().boxed() } else { stream::empty().boxed() };
+        let actor = crate::services::api::Actor {
+            user_id: crate::ids::UserId::new(),
+            name: "somebody".to_owned(),
+            admin: false,
+        };
+        let key = crate::services::api::RunKey { thread: None, run: run().run_id };
+        let disconnects = crate::gateway::disconnect::Disconnects::new();
+        let streaming = Streaming {
+            items: timed.chain(rest).boxed(),
+            guard: disconnects.guard(false, &actor, key, &closing),
+            closing,
+            heartbeat: Duration::from_secs(5),
+            _slot: Slot::take(&slots).unwrap(),
+        };
+        let response = response(&run(), streaming);
+        assert_eq!(response.headers()["x-accel-buffering"], "no");
+        let body = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
+        assert_eq!(slots.available_permits(), 1);
+        String::from_utf8(body.to_vec()).unwrap()
+    }
+
+    const FIRST: &str = "event: metadata\n\
+        data: {\"run_id\":\"00000000-0000-0000-0000-000000000000\",\"attempt\":1}\n\n";
+
+    fn values(id: &str) -> StreamItem {
+        StreamItem {
+            id: Some(id.to_owned()),
+            event: "values".to_owned(),
+            data: Bytes::from_static(b"{}"),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_begins_with_metadata_ends_with_end_and_beats_in_between() {
+        let items = vec![(0, Ok(values("1"))), (12, Ok(values("2")))];
+        let text = streamed(items, false, CancellationToken::new()).await;
+        let beat = ": heartbeat\n\n";
+        let expected = format!(
+            "{FIRST}event: values\ndata: {{}}\nid: 1\n\n{beat}{beat}event: values\ndata: {{}}\nid: 2\n\n\
+             event: end\ndata: null\n\n"
+        );
+        assert_eq!(text, expected);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_error_is_the_last_event_and_hides_its_cause() {
+        let items =
+            vec![(0, Err(ServiceError::internal("the secret cause"))), (0, Ok(values("1")))];
+        let text = streamed(items, false, CancellationToken::new()).await;
+        let rest = text.strip_prefix(FIRST).unwrap();
+        assert!(rest.starts_with("event: error\ndata: {\"error\":\"internal\""), "{rest}");
+        assert!(!rest.contains("secret") && !rest.contains("values"), "{rest}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stopping_server_cuts_a_stream_without_an_end() {
+        let closing = CancellationToken::new();
+        let (stop, later) = (closing.clone(), Duration::from_secs(7));
+        let stopping = async move {
+            tokio::time::sleep(later).await;
+            stop.cancel();
+        };
+        let (text, ()) = tokio::join!(streamed(Vec::new(), true, closing), stopping);
+        assert_eq!(text, format!("{FIRST}: heartbeat\n\n"));
+    }
+
     #[test]
     fn a_frame_is_event_data_id_and_an_empty_line() {
         check("values", r#"{"a":1}"#, Some("3-1"), "event: values\ndata: {\"a\":1}\nid: 3-1\n\n");

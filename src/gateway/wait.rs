@@ -93,3 +93,62 @@ fn with_type(body: Body) -> Response {
     let json = HeaderValue::from_static("application/json");
     ([(header::CONTENT_TYPE, json)], body).into_response()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::gateway::disconnect::Disconnects;
+    use crate::services::api::{Actor, RunKey};
+
+    /// What a client gets when the run ends after so many seconds.
+    async fn waited(seconds: u64, answer: Answer) -> Result<(u16, String), ApiError> {
+        let closing = CancellationToken::new();
+        let actor =
+            Actor { user_id: crate::ids::UserId::new(), name: "somebody".to_owned(), admin: false };
+        let key = RunKey { thread: None, run: crate::ids::RunId::new() };
+        let waiting = Waiting {
+            answer: Box::pin(async move {
+                tokio::time::sleep(Duration::from_secs(seconds)).await;
+                answer
+            }),
+            guard: Disconnects::new().guard(false, &actor, key, &closing),
+            closing,
+            heartbeat: Duration::from_secs(5),
+            _slot: Slot::take(&Arc::new(tokio::sync::Semaphore::new(1)))?,
+        };
+        let response = response(waiting).await?;
+        let status = response.status().as_u16();
+        let body = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
+        Ok((status, String::from_utf8(body.to_vec()).unwrap()))
+    }
+
+    fn values() -> Answer {
+        Ok(RawValue::from_string("{\"n\":1}".to_owned()).unwrap())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_quick_answer_is_sent_as_it_is() {
+        assert_eq!(waited(1, values()).await.unwrap(), (200, "{\"n\":1}".to_owned()));
+        let err = waited(1, Err(ServiceError::not_found("run", "x"))).await.unwrap_err();
+        assert_eq!(err.code(), "not_found");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_answer_follows_white_space_and_is_still_json() {
+        let (status, text) = waited(17, values()).await.unwrap();
+        assert_eq!((status, text.as_str()), (200, "  {\"n\":1}"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_late_error_is_in_the_body() {
+        let (status, text) =
+            waited(7, Err(ServiceError::internal("the secret cause"))).await.unwrap();
+        assert_eq!(status, 200);
+        let body: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(body["__error__"]["error"], "internal");
+        assert!(!text.contains("secret"));
+    }
+}

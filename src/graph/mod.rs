@@ -2,6 +2,7 @@
 //!
 //! **Invariant:** no clock, no SQL, no HTTP, no randomness: a superstep is a function of a checkpoint and writes.
 
+pub mod build;
 pub mod channel;
 pub mod check;
 pub mod checkpoint;
@@ -13,6 +14,8 @@ pub mod input;
 pub mod load;
 pub mod model;
 pub mod names;
+pub mod picture;
+pub mod schema;
 pub mod source;
 pub mod step;
 pub mod value;

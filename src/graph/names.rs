@@ -28,11 +28,13 @@ pub fn did_you_mean<'a>(
     candidates: impl IntoIterator<Item = &'a str>,
 ) -> Option<&'a str> {
     let lower = name.to_lowercase();
+    let distance = |candidate: &str| match candidate.to_lowercase() {
+        cut if lower.len() >= 3 && cut.starts_with(&lower) => 1,
+        other => strsim::damerau_levenshtein(&lower, &other),
+    };
     candidates
         .into_iter()
-        .map(|candidate| {
-            (strsim::damerau_levenshtein(&lower, &candidate.to_lowercase()), candidate)
-        })
+        .map(|candidate| (distance(candidate), candidate))
         .filter(|(distance, candidate)| *distance <= (candidate.len().max(name.len()) / 3).max(1))
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
@@ -61,6 +63,7 @@ mod tests {
         check("totl", Some("total"));
         check("Total", Some("total"));
         check("erorrs", Some("errors"));
+        check("tot", Some("total"));
         check("approved", None);
         check("", None);
     }

@@ -476,7 +476,7 @@ mod tests {
         };
         check(&["nodes", "a", "use"], Part::Value, 4, 10, "some-thing");
         check(&["nodes", "a", "use"], Part::Key, 4, 5, "use");
-        check(&["nodes", "bü", "set", "n"], Part::Within(2), 5, 24, "stat");
+        check(&["nodes", "bü", "set", "n"], Part::Within(2), 5, 22, "stat");
         check(&["nodes", "a", "nope"], Part::Key, 3, 3, "a");
         check(&["nodes"], Part::Key, 2, 1, "nodes");
     }

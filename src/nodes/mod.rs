@@ -22,7 +22,10 @@ pub struct Registry {
 
 impl std::fmt::Debug for Registry {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Registry").field("named", &self.named.keys()).field("job", &self.job.is_some()).finish()
+        f.debug_struct("Registry")
+            .field("named", &self.named.keys())
+            .field("job", &self.job.is_some())
+            .finish()
     }
 }
 
@@ -47,7 +50,9 @@ impl NodeSource for Registry {
         match &node.kind {
             NodeKind::Use { name, .. } => self.named.get(name).cloned(),
             NodeKind::Job(_) => self.job.clone(),
-            NodeKind::Set | NodeKind::Interrupt(_) | NodeKind::Wait(_) | NodeKind::Graph { .. } => None,
+            NodeKind::Set | NodeKind::Interrupt(_) | NodeKind::Wait(_) | NodeKind::Graph { .. } => {
+                None
+            }
         }
     }
 }

@@ -34,7 +34,10 @@ fn point(when: &'static str, name: &'static str) {
     static PASSED: AtomicU64 = AtomicU64::new(0);
 
     let plan = PLAN.get_or_init(|| {
-        #[expect(clippy::disallowed_methods, reason = "a switch for tests, absent from release builds")]
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "a switch for tests, absent from release builds"
+        )]
         let var = |name: &str| std::env::var(name).ok();
         Plan {
             at: var("CYNAI_CRASH_AT").and_then(|at| at.parse().ok()),
@@ -63,7 +66,10 @@ fn point(when: &'static str, name: &'static str) {
 ///
 /// # Errors
 /// The database's.
-pub async fn commit(tx: sqlx::Transaction<'_, sqlx::Postgres>, name: &'static str) -> Result<(), sqlx::Error> {
+pub async fn commit(
+    tx: sqlx::Transaction<'_, sqlx::Postgres>,
+    name: &'static str,
+) -> Result<(), sqlx::Error> {
     before(name);
     tx.commit().await?;
     after(name);

@@ -169,7 +169,8 @@ pub async fn next_due(db: &mut PgConnection) -> Result<Option<Duration>, StoreEr
     )
     .fetch_one(db)
     .await?;
-    Ok(seconds.map(|seconds| Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX)))
+    Ok(seconds
+        .map(|seconds| Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX)))
 }
 
 /// What became of parking.
@@ -237,6 +238,23 @@ pub async fn release(db: &mut PgConnection, run: RunId, fence: i64) -> Result<bo
     Ok(result.rows_affected() == 1)
 }
 
+/// Gives a run back as a suspect: whoever held it came to harm.
+pub async fn surrender(db: &mut PgConnection, run: RunId, fence: i64) -> Result<bool, StoreError> {
+    let result = sqlx::query!(
+        "with h as (
+           update heads set status = 'queued', instance_id = null, epoch = null, claims = claims + 1
+            where run_id = $1 and fence = $2 and status = 'running'
+           returning run_id, thread_id)
+         insert into queue (run_id, thread_id, user_id, priority, state, due)
+         select h.run_id, h.thread_id, r.user_id, r.priority, 'suspect', cynai_now() from h join runs r using (run_id)",
+        run as RunId,
+        fence,
+    )
+    .execute(db)
+    .await?;
+    Ok(result.rows_affected() == 1)
+}
+
 /// Records that something arrived for a run whose head the caller has locked, and wakes the run if it is parked
 /// and no more activations are outstanding than it sleeps through.
 pub async fn wake(db: &mut PgConnection, run: RunId) -> Result<bool, StoreError> {
@@ -263,10 +281,18 @@ pub async fn wake(db: &mut PgConnection, run: RunId) -> Result<bool, StoreError>
 /// Settles an activation's wait with `answer`, once; wakes the run when it should.
 ///
 /// Takes the head's lock first. False: it was settled before, or the run has ended.
-pub async fn settle(db: &mut PgConnection, run: RunId, task: TaskId, answer: &[u8]) -> Result<bool, StoreError> {
-    let head = sqlx::query_scalar!("select 1 as one from heads where run_id = $1 for no key update", run as RunId)
-        .fetch_optional(&mut *db)
-        .await?;
+pub async fn settle(
+    db: &mut PgConnection,
+    run: RunId,
+    task: TaskId,
+    answer: &[u8],
+) -> Result<bool, StoreError> {
+    let head = sqlx::query_scalar!(
+        "select 1 as one from heads where run_id = $1 for no key update",
+        run as RunId
+    )
+    .fetch_optional(&mut *db)
+    .await?;
     if head.is_none() {
         return Ok(false);
     }
@@ -296,9 +322,12 @@ pub async fn send_event(
     payload: &[u8],
 ) -> Result<(), StoreError> {
     if let Some(run) = active_run {
-        sqlx::query_scalar!("select 1 as one from heads where run_id = $1 for no key update", run as RunId)
-            .fetch_optional(&mut *db)
-            .await?;
+        sqlx::query_scalar!(
+            "select 1 as one from heads where run_id = $1 for no key update",
+            run as RunId
+        )
+        .fetch_optional(&mut *db)
+        .await?;
         let waiting = sqlx::query_scalar!(
             r#"select task_id as "task_id: TaskId" from pending
                 where run_id = $1 and kind = 'event' and name = $2 and not settled
@@ -359,7 +388,10 @@ pub async fn recover(db: &mut PgConnection, limit: i64) -> Result<Vec<RunId>, St
 }
 
 /// Which of `runs` this process still holds under the fences it knows.
-pub async fn still_held(db: &mut PgConnection, runs: &[(RunId, i64)]) -> Result<Vec<RunId>, StoreError> {
+pub async fn still_held(
+    db: &mut PgConnection,
+    runs: &[(RunId, i64)],
+) -> Result<Vec<RunId>, StoreError> {
     let held = sqlx::query_scalar!(
         r#"select h.run_id as "run_id: RunId" from heads h
              join unnest($1::uuid[], $2::bigint[]) as b (run_id, fence) using (run_id)
@@ -373,7 +405,12 @@ pub async fn still_held(db: &mut PgConnection, runs: &[(RunId, i64)]) -> Result<
 }
 
 /// Begins a new life of a driver installation; its predecessor's runs are free from now on. Answers the epoch.
-pub async fn register(db: &mut PgConnection, instance: InstanceId, host: &str, lease: Duration) -> Result<i64, StoreError> {
+pub async fn register(
+    db: &mut PgConnection,
+    instance: InstanceId,
+    host: &str,
+    lease: Duration,
+) -> Result<i64, StoreError> {
     let epoch = sqlx::query_scalar!(
         "insert into instances (instance_id, epoch, deadline, host, started_at)
          values ($1, 1, cynai_now() + make_interval(secs => $3), $2, cynai_now())
@@ -391,7 +428,12 @@ pub async fn register(db: &mut PgConnection, instance: InstanceId, host: &str, l
 }
 
 /// Renews a driver's lease. False: another life of this installation has begun, or its lease had ended already.
-pub async fn renew(db: &mut PgConnection, instance: InstanceId, epoch: i64, lease: Duration) -> Result<bool, StoreError> {
+pub async fn renew(
+    db: &mut PgConnection,
+    instance: InstanceId,
+    epoch: i64,
+    lease: Duration,
+) -> Result<bool, StoreError> {
     let result = sqlx::query!(
         "update instances set deadline = cynai_now() + make_interval(secs => $3)
           where instance_id = $1 and epoch = $2 and deadline >= cynai_now()",
@@ -405,7 +447,11 @@ pub async fn renew(db: &mut PgConnection, instance: InstanceId, epoch: i64, leas
 }
 
 /// Ends a driver's lease at once.
-pub async fn unregister(db: &mut PgConnection, instance: InstanceId, epoch: i64) -> Result<(), StoreError> {
+pub async fn unregister(
+    db: &mut PgConnection,
+    instance: InstanceId,
+    epoch: i64,
+) -> Result<(), StoreError> {
     sqlx::query!(
         "update instances set deadline = cynai_now() - interval '1 second' where instance_id = $1 and epoch = $2",
         instance as InstanceId,

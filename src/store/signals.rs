@@ -12,8 +12,8 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use sqlx::postgres::PgListener;
 use sqlx::PgPool;
+use sqlx::postgres::PgListener;
 use tokio::sync::{Notify, broadcast, watch};
 
 use super::crash;
@@ -106,7 +106,8 @@ impl Signals {
     /// Is told of each move of `run` from now on.
     #[must_use]
     pub fn subscribe(self: &Arc<Self>, run: RunId) -> Subscription {
-        let moved = lock(&self.waiters).entry(run).or_insert_with(|| watch::channel(0).0).subscribe();
+        let moved =
+            lock(&self.waiters).entry(run).or_insert_with(|| watch::channel(0).0).subscribe();
         Subscription { run, moved, signals: Arc::clone(self) }
     }
 
@@ -134,7 +135,10 @@ impl Signals {
             self.send.notified().await;
             while let Some(payload) = self.take() {
                 if let Err(err) = notify(pool, &payload).await {
-                    tracing::debug!(error = &err as &dyn std::error::Error, "a signal could not be sent");
+                    tracing::debug!(
+                        error = &err as &dyn std::error::Error,
+                        "a signal could not be sent"
+                    );
                     tokio::time::sleep(RECONNECT).await;
                 }
                 tokio::time::sleep(GATHER).await;
@@ -163,7 +167,10 @@ impl Signals {
     async fn hear_all(&self, pool: &PgPool) {
         loop {
             if let Err(err) = self.hear(pool).await {
-                tracing::debug!(error = &err as &dyn std::error::Error, "signals cannot be heard; polling goes on");
+                tracing::debug!(
+                    error = &err as &dyn std::error::Error,
+                    "signals cannot be heard; polling goes on"
+                );
             }
             self.wake_all();
             tokio::time::sleep(RECONNECT).await;

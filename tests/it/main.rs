@@ -1,7 +1,16 @@
-//! The one integration binary: the parts of Cynai as their users meet them.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+//! The one integration binary: the parts of Cynai as their users meet them, a database of its own for
+//! each test that needs one.
 
+#![expect(clippy::unwrap_used, unreachable_pub, reason = "a test fails by panicking")]
+
+mod access;
+mod architecture;
+mod assistants;
+mod cli;
 mod crash_points;
 mod crash_random;
+mod gateway;
+mod runs;
+mod scoping;
 mod support;
 mod worker;

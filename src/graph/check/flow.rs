@@ -28,7 +28,7 @@ pub(crate) fn check(graph: &Graph, edges_are_known: bool) -> Vec<Diagnostic> {
 }
 
 /// The path of a node in the file.
-pub(super) fn at<'g>(graph: &'g Graph, node: usize) -> [&'g str; 2] {
+pub(super) fn at(graph: &Graph, node: usize) -> [&str; 2] {
     ["nodes", &graph.nodes[node].name]
 }
 

@@ -6,8 +6,8 @@
 //! decision is made at most once in a run, the join can never fire: that is an error, not a warning.
 //! A decision on a circle may go one way in one round and another in the next, and so fill the join.
 
-use super::shape::{Decision, Group, Shape};
 use super::Diagnostic;
+use super::shape::{Decision, Group, Shape};
 use crate::graph::definition::{EdgeDef, Names};
 use crate::graph::model::Graph;
 use crate::graph::names::listed;
@@ -56,9 +56,8 @@ pub(super) fn check(
                 && decision.choose.is_some()
                 && !by_way.iter().any(|way| join.sources.iter().all(|source| way[*source]));
             judged[index] = true;
-            let names = |nodes: &[usize]| {
-                listed(nodes.iter().map(|node| graph.nodes[*node].name.as_str()))
-            };
+            let names =
+                |nodes: &[usize]| listed(nodes.iter().map(|node| graph.nodes[*node].name.as_str()));
             problems.push(tell(
                 &place(&places[index]),
                 &whence(graph, decision, way),
@@ -77,7 +76,8 @@ fn tell(path: &[&str], whence: &str, (there, missing): (&str, &str), never: bool
         );
         return Diagnostic::error("join-never", path, message).help(help);
     }
-    let message = format!("{whence} {there} runs and {missing} does not: this join would wait for ever");
+    let message =
+        format!("{whence} {there} runs and {missing} does not: this join would wait for ever");
     Diagnostic::warning("join-maybe", path, message).help(help)
 }
 

@@ -10,8 +10,7 @@ use crate::graph::source::Source;
 /// Diagnostics with snippets of the sources that they were found in, for a terminal or a log.
 #[must_use]
 pub fn render(diagnostics: &[Diagnostic], sources: &[Source], color: bool) -> String {
-    let theme =
-        if color { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
+    let theme = if color { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
     let handler = GraphicalReportHandler::new_themed(theme).with_links(false).with_width(100);
     let mut text = String::new();
     for diagnostic in diagnostics {

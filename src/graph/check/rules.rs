@@ -73,3 +73,28 @@ pub static RULES: &[Rule] = &[
     rule("never-written", "An expression reads a channel that nothing ever sets."),
     rule("unused-channel", "A channel that nothing reads and no output names."),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_rule_and_every_function_is_documented() {
+        let text = include_str!("../../../docs/graph-files.md");
+        for rule in RULES {
+            let line = format!("| `{}` | {} |", rule.code, rule.why);
+            assert!(text.contains(&line), "docs/graph-files.md lacks {line}");
+        }
+        for function in crate::graph::expr::FUNCTIONS {
+            let line = format!("| `{}` | {} |", function.name, function.usage);
+            assert!(text.contains(&line), "docs/graph-files.md lacks {line}");
+        }
+    }
+
+    #[test]
+    fn codes_are_used_once() {
+        for (at, rule) in RULES.iter().enumerate() {
+            assert!(!RULES[..at].iter().any(|other| other.code == rule.code), "{}", rule.code);
+        }
+    }
+}

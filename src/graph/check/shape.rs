@@ -148,7 +148,8 @@ impl Shape {
     /// The nodes that may directly follow, joins included.
     pub(super) fn after(&self, node: usize) -> impl Iterator<Item = usize> + '_ {
         let plain = self.next[node].iter().map(|(_, to)| *to);
-        plain.chain(self.joins_of[node].iter().flat_map(|join| self.joins[*join].to.iter().copied()))
+        plain
+            .chain(self.joins_of[node].iter().flat_map(|join| self.joins[*join].to.iter().copied()))
     }
 
     /// Whether `end` can be reached from each node.
@@ -250,14 +251,15 @@ fn edges_of(node: &Node) -> Vec<(Group, usize)> {
 
 fn choices(node: Option<usize>, route: &Route) -> Vec<Decision> {
     let lines = route.choose.iter().enumerate();
-    lines.map(|(choose, lines)| Decision { node, choose: Some(choose), ways: lines.len() }).collect()
+    lines
+        .map(|(choose, lines)| Decision { node, choose: Some(choose), ways: lines.len() })
+        .collect()
 }
 
 fn ends(graph: &Graph, node: &Node) -> bool {
     let route = &node.route;
     let by_choice = route.choose.iter().flatten().any(|choice| choice.to.is_empty());
-    let by_join =
-        node.joins.iter().any(|join| graph.joins[join.0 as usize].to.is_empty());
+    let by_join = node.joins.iter().any(|join| graph.joins[join.0 as usize].to.is_empty());
     // A node that chooses by its code may choose nothing, where no edge says what follows.
     let by_code = !node.may_goto.is_empty() && route.to.is_empty() && route.choose.is_empty();
     route.ends || by_choice || by_join || by_code

@@ -7,9 +7,9 @@
 
 use std::collections::{HashSet, VecDeque};
 
+use super::Diagnostic;
 use super::flow::{at, is_exclusive};
 use super::shape::{Group, Shape};
-use super::Diagnostic;
 use crate::graph::model::Graph;
 
 /// Pairs that are walked over; a graph with more is spared these warnings.
@@ -77,9 +77,8 @@ fn exclusive_writers(graph: &Graph) -> Vec<(String, Vec<usize>)> {
     let exclusive = graph.channels.iter().enumerate().filter(|(_, one)| is_exclusive(&one.reducer));
     exclusive
         .map(|(index, channel)| {
-            let sets = |node: usize| {
-                graph.nodes[node].set.iter().any(|(set, _)| set.0 as usize == index)
-            };
+            let sets =
+                |node: usize| graph.nodes[node].set.iter().any(|(set, _)| set.0 as usize == index);
             (channel.name.clone(), (0..graph.nodes.len()).filter(|node| sets(*node)).collect())
         })
         .collect()

@@ -53,7 +53,7 @@ impl Compiler<'_> {
             }
         }
         let has_start = !topology.start.to.is_empty() || !topology.start.choose.is_empty();
-        if !has_start && !file.nodes.is_empty() && self.edges_are_sound() {
+        if !has_start && !self.incomplete && !file.nodes.is_empty() && self.edges_are_sound() {
             let message = "no edge leads from `start` to a node, so nothing would run";
             let first = file.nodes.names().next().unwrap_or("NODE");
             let problem = Diagnostic::error("no-start", &["edges"], message).on_key();
@@ -142,7 +142,7 @@ impl Compiler<'_> {
     fn table_edge(&mut self, topology: &mut Topology, at: &str, table: &EdgeTable) {
         let path = ["edges", at];
         match (&table.to, &table.choose) {
-            (Some(to), None) => self.to_edge(topology, at, table, to),
+            (Some(to), None) => self.edge_to(topology, at, table, to),
             (None, Some(choose)) => self.choose_edge(topology, at, table, choose),
             _ => {
                 let message = "an edge has exactly one of `to` and `choose`";
@@ -151,7 +151,7 @@ impl Compiler<'_> {
         }
     }
 
-    fn to_edge(&mut self, topology: &mut Topology, at: &str, table: &EdgeTable, to: &Names) {
+    fn edge_to(&mut self, topology: &mut Topology, at: &str, table: &EdgeTable, to: &Names) {
         let targets = self.targets(&["edges", at, "to"], to);
         match &table.from {
             Names::One(name) => {

@@ -108,6 +108,18 @@ pub fn check(file: Arc<GraphFile>, subgraphs: Subgraphs<'_>, registry: &dyn Node
     Compiled { graph, diagnostics: compiler.problems }
 }
 
+/// What is wrong with the parts of a file that is refused anyway: its shape is not judged.
+pub(super) fn check_parts(
+    file: Arc<GraphFile>,
+    subgraphs: Subgraphs<'_>,
+    registry: &dyn NodeNames,
+) -> Vec<Diagnostic> {
+    let mut compiler = Compiler::new(file, subgraphs, registry);
+    compiler.incomplete = true;
+    compiler.graph();
+    compiler.problems
+}
+
 /// One compilation under way.
 struct Compiler<'a> {
     file: Arc<GraphFile>,
@@ -117,6 +129,8 @@ struct Compiler<'a> {
     nodes: HashMap<String, NodeIndex>,
     channels: HashMap<String, ChannelIndex>,
     problems: Vec<Diagnostic>,
+    /// Parts of the file are missing, so that what is not there may only not have been read.
+    incomplete: bool,
 }
 
 impl<'a> Compiler<'a> {
@@ -124,7 +138,16 @@ impl<'a> Compiler<'a> {
         let registered = registry.names();
         let nodes = indexed(file.nodes.sorted().iter().map(|(name, _)| *name), NodeIndex);
         let channels = indexed(file.state.sorted().iter().map(|(name, _)| *name), ChannelIndex);
-        Self { file, subgraphs, registry, registered, nodes, channels, problems: Vec::new() }
+        Self {
+            file,
+            subgraphs,
+            registry,
+            registered,
+            nodes,
+            channels,
+            problems: Vec::new(),
+            incomplete: false,
+        }
     }
 
     fn report(&mut self, problem: Diagnostic) {
@@ -155,14 +178,7 @@ impl<'a> Compiler<'a> {
         let output = self.channel_list("output", file.output.as_deref());
         let limits = self.limits(&file);
         let input_schema = object_schema(&channels, &input);
-        let input_validator = match build_validator(&input_schema) {
-            Ok(validator) => validator,
-            Err(err) => {
-                let message = format!("the schemas of the input do not go together: {err}");
-                self.report(Diagnostic::error("schema", &["state"], message));
-                return None;
-            }
-        };
+        let input_validator = self.input_validator(&input_schema)?;
         Some(Graph {
             name: file.name.clone(),
             hash: file.hash(&called),
@@ -179,6 +195,21 @@ impl<'a> Compiler<'a> {
             input_schema,
             input_validator,
         })
+    }
+
+    fn input_validator(&mut self, schema: &Value) -> Option<jsonschema::Validator> {
+        match build_validator(schema) {
+            Ok(validator) => Some(validator),
+            // A channel's schema that is none was reported at its place.
+            Err(_) if self.problems.iter().any(|problem| problem.code == "schema") => {
+                state::anything()
+            }
+            Err(err) => {
+                let message = format!("the schemas of the input do not go together: {err}");
+                self.report(Diagnostic::error("schema", &["state"], message).on_key());
+                None
+            }
+        }
     }
 
     fn sizes(&mut self, file: &GraphFile) -> Option<()> {

@@ -76,6 +76,8 @@ const KEYWORDS: &[&str] = &[
     "writeOnly",
 ];
 
+const TYPES: [&str; 7] = ["array", "boolean", "integer", "null", "number", "object", "string"];
+
 /// Compiles a JSON Schema: draft 2020-12, patterns that match in linear time, no references out of it.
 pub fn build_validator(schema: &Value) -> Result<Validator, ValidationError<'static>> {
     jsonschema::draft202012::options()
@@ -84,7 +86,7 @@ pub fn build_validator(schema: &Value) -> Result<Validator, ValidationError<'sta
 }
 
 /// A validator that accepts everything.
-fn anything() -> Option<Validator> {
+pub(super) fn anything() -> Option<Validator> {
     build_validator(&Value::Bool(true)).ok()
 }
 
@@ -131,22 +133,27 @@ impl Compiler<'_> {
         match build_validator(schema) {
             Ok(validator) => Some(validator),
             Err(err) => {
-                let mut path = path.to_vec();
-                let inner = err.instance_path().to_string();
-                path.extend(inner.split('/').filter(|step| !step.is_empty()));
-                let what: String = err.to_string().chars().take(200).collect();
-                let message = format!("this is no JSON Schema: {what}");
-                let problem = Diagnostic::error("schema", &path, message);
-                let given = schema.pointer(&inner).and_then(Value::as_str).unwrap_or_default();
-                let types = ["array", "boolean", "integer", "null", "number", "object", "string"];
-                self.report(match did_you_mean(given, types) {
-                    Some(near) if path.last() == Some(&"type") => {
-                        problem.help(format!("did you mean `{near}`?"))
-                    }
-                    _ => problem,
-                });
+                self.refuse_schema(path, schema, &err);
                 None
             }
+        }
+    }
+
+    fn refuse_schema(&mut self, path: &[&str], schema: &Value, err: &ValidationError<'_>) {
+        let inner = err.instance_path().to_string();
+        let mut path = path.to_vec();
+        path.extend(inner.split('/').filter(|step| !step.is_empty()));
+        let given = schema.pointer(&inner).and_then(Value::as_str).unwrap_or_default();
+        let problem = |message: String| Diagnostic::error("schema", &path, message);
+        if path.last() == Some(&"type") && !given.is_empty() {
+            let problem = problem(format!("JSON Schema has no type `{given}`"));
+            self.report(problem.suggest(given, TYPES));
+        } else if matches!(err.kind(), jsonschema::error::ValidationErrorKind::Referencing(_)) {
+            let problem = problem("this schema refers to what is not in it".into());
+            self.report(problem.help("put it under `$defs` and refer to `#/$defs/NAME`"));
+        } else {
+            let what: String = err.to_string().chars().take(200).collect();
+            self.report(problem(format!("this is no JSON Schema: {what}")));
         }
     }
 

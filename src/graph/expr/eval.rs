@@ -31,7 +31,7 @@ pub(super) fn evaluate(
     let inputs = Inputs::gather(references, scope);
     let mut machine = Machine::new(references, &inputs);
     let value = machine.eval(root)?;
-    machine.to_json(&value, depth)
+    machine.json_of(&value, depth)
 }
 
 /// Appends the value of `root` as text: strings bare, lists and maps as compact JSON.
@@ -364,14 +364,14 @@ impl<'a> Machine<'a> {
     pub(super) fn text_of(&mut self, value: &Operand<'a>) -> Result<String, EvalProblem> {
         let text = match value.scalar_text() {
             Some(text) => text,
-            None => self.to_json(value, super::MAX_VALUE_DEPTH)?.to_string(),
+            None => self.json_of(value, super::MAX_VALUE_DEPTH)?.to_string(),
         };
         self.built(text.len())?;
         Ok(text)
     }
 
     /// The value as JSON, at most `depth` levels deep.
-    pub(super) fn to_json(
+    pub(super) fn json_of(
         &mut self,
         value: &Operand<'a>,
         depth: usize,
@@ -398,7 +398,7 @@ impl<'a> Machine<'a> {
             Operand::List(list) => {
                 let depth = inner()?;
                 self.built_slots(list.len())?;
-                list.iter().map(|item| self.to_json(&item, depth)).collect()
+                list.iter().map(|item| self.json_of(&item, depth)).collect()
             }
             Operand::Map(map) => {
                 let depth = inner()?;
@@ -406,7 +406,7 @@ impl<'a> Machine<'a> {
                 let mut object = serde_json::Map::with_capacity(map.len());
                 for (key, value) in map.entries() {
                     self.built(key.len())?;
-                    object.insert((*key).to_owned(), self.to_json(&value, depth)?);
+                    object.insert((*key).to_owned(), self.json_of(&value, depth)?);
                 }
                 Ok(Value::Object(object))
             }

@@ -254,7 +254,7 @@ pub(super) fn call<'a>(
         (Func::Bool, [x]) => to_bool(x),
         (Func::Type, [x]) => Ok(Operand::Text(Text::Lent(x.kind()))),
         (Func::ToJson, [x]) => {
-            let text = machine.to_json(x, MAX_VALUE_DEPTH)?.to_string();
+            let text = machine.json_of(x, MAX_VALUE_DEPTH)?.to_string();
             machine.built(text.len())?;
             Ok(Operand::text(text))
         }
@@ -660,7 +660,7 @@ fn distinct<'a>(machine: &mut Machine<'a>, items: Vec<Operand<'a>>) -> Outcome<'
                 .and_then(|value| value.scalar_text())
                 .unwrap_or_else(|| value.to_string()),
             other => {
-                let json = machine.to_json(other, MAX_VALUE_DEPTH)?.to_string();
+                let json = machine.json_of(other, MAX_VALUE_DEPTH)?.to_string();
                 machine.built(json.len())?;
                 json
             }

@@ -231,7 +231,7 @@ pub(super) fn int<'a>(value: i128) -> Result<Operand<'a>, EvalProblem> {
 #[expect(clippy::cast_possible_truncation, reason = "checked to be within i64 above the cast")]
 pub(super) fn int_of_double<'a>(value: f64) -> Result<Operand<'a>, EvalProblem> {
     const BOUND: f64 = 9_223_372_036_854_775_808.0;
-    if value.is_nan() || value >= BOUND || value < -BOUND {
+    if !(-BOUND..BOUND).contains(&value) {
         return Err(unsuitable(format!("{value} is out of the range of integers")));
     }
     Ok(Operand::Int(value as i128))

@@ -14,6 +14,7 @@ use super::compile::{self, NodeNames};
 use super::definition::GraphFile;
 use super::model::Graph;
 use super::source::{MAX_FILE_BYTES, Source};
+use read::Read;
 
 /// Files of one directory.
 pub const MAX_FILES: usize = 1_000;
@@ -95,18 +96,44 @@ pub enum LoadError {
     },
 }
 
-/// Reads one file's text, without compiling it. The diagnostics are located.
+/// Reads one file's text, without compiling it; no definition when anything is wrong with its shape. The
+/// diagnostics are located.
 #[must_use]
 pub fn parse_str(file: &str, text: &str) -> (Option<GraphFile>, Source, Vec<Diagnostic>) {
+    let (read, source, mut problems) = read_str(file, text);
+    source.locate(&mut problems);
+    let sound = !problems.iter().any(Diagnostic::is_error);
+    (read.filter(|_| sound).map(|read| read.file), source, problems)
+}
+
+fn read_str(file: &str, text: &str) -> (Option<Read>, Source, Vec<Diagnostic>) {
     let (source, mut problems) = Source::parse(file, text);
-    let mut definition = None;
+    let mut read = None;
     if !problems.iter().any(|problem| problem.code != "duplicate-key") {
-        let mut found = Vec::new();
-        definition = read::graph_file(source.value(), &mut found);
-        problems.append(&mut found);
-        source.locate(&mut problems);
+        read = read::graph_file(source.value(), &mut problems);
     }
-    (definition, source, problems)
+    (read, source, problems)
+}
+
+/// Compiles what was read. A file of which parts could not be read gives no graph, but what is wrong with
+/// the other parts is told as well.
+fn compile_read(
+    file: Arc<GraphFile>,
+    broken: &[Vec<String>],
+    subgraphs: compile::Subgraphs<'_>,
+    registry: &dyn NodeNames,
+    problems: &mut Vec<Diagnostic>,
+) -> Option<Graph> {
+    let incomplete = problems.iter().any(Diagnostic::is_error);
+    if !incomplete {
+        let compiled = compile::check(file, subgraphs, registry);
+        problems.extend(compiled.diagnostics);
+        return compiled.graph;
+    }
+    let found = compile::check_parts(file, subgraphs, registry);
+    let told = |problem: &Diagnostic| broken.iter().any(|part| problem.path.starts_with(part));
+    problems.extend(found.into_iter().filter(|problem| !told(problem)));
+    None
 }
 
 /// Loads one graph from text; `catalog` holds the graphs that it may call.
@@ -116,15 +143,13 @@ pub fn load_str(
     catalog: &Catalog,
     registry: &dyn NodeNames,
 ) -> Result<Graph, Vec<Diagnostic>> {
-    let (definition, source, mut problems) = parse_str(file, text);
-    let Some(definition) = definition else { return Err(problems) };
-    let compiled = compile::check(Arc::new(definition), &|name| catalog.get(name), registry);
-    problems.extend(compiled.diagnostics);
+    let (read, source, mut problems) = read_str(file, text);
+    let graph = read.and_then(|read| {
+        let subgraphs = |name: &str| catalog.get(name);
+        compile_read(Arc::new(read.file), &read.broken, &subgraphs, registry, &mut problems)
+    });
     source.locate(&mut problems);
-    match compiled.graph {
-        Some(graph) if !problems.iter().any(Diagnostic::is_error) => Ok(graph),
-        _ => Err(problems),
-    }
+    graph.ok_or(problems)
 }
 
 /// Loads every `*.yaml`, `*.yml` and `*.json` of a directory, not of those inside it.
@@ -207,13 +232,16 @@ struct Set {
     /// File by the name of its graph.
     names: BTreeMap<String, usize>,
     definitions: BTreeMap<usize, Arc<GraphFile>>,
+    /// Parts that could not be read, by file.
+    broken: BTreeMap<usize, Vec<Vec<String>>>,
 }
 
 impl Set {
     fn read(&mut self, file: &str, text: &str) {
         let at = self.sources.len();
-        let (definition, source, mut problems) = parse_str(file, text);
-        if let Some(definition) = definition {
+        let (read, source, mut problems) = read_str(file, text);
+        if let Some(Read { file: definition, broken }) = read {
+            self.broken.insert(at, broken);
             match self.names.get(&definition.name) {
                 Some(first) => {
                     let message = format!(
@@ -238,13 +266,12 @@ impl Set {
         for name in self.in_order() {
             let Some(at) = self.names.get(&name).copied() else { continue };
             let Some(definition) = self.definitions.get(&at).cloned() else { continue };
-            let compiled = compile::check(definition, &|name| catalog.get(name), registry);
-            for problem in compiled.diagnostics {
-                let problem = self.explain(problem);
-                self.problems[at].extend(problem);
-            }
-            let refused = self.problems[at].iter().any(Diagnostic::is_error);
-            if let Some(graph) = compiled.graph.filter(|_| !refused) {
+            let mut problems = std::mem::take(&mut self.problems[at]);
+            let broken = self.broken.get(&at).map_or(&[][..], Vec::as_slice);
+            let subgraphs = |name: &str| catalog.get(name);
+            let graph = compile_read(definition, broken, &subgraphs, registry, &mut problems);
+            self.problems[at] = problems.into_iter().map(|problem| self.explain(problem)).collect();
+            if let Some(graph) = graph {
                 catalog.insert(Arc::new(graph));
             }
         }
@@ -257,15 +284,15 @@ impl Set {
     }
 
     /// A call of a graph that is not there: refused for its own errors, or misspelled.
-    fn explain(&self, problem: Diagnostic) -> Option<Diagnostic> {
-        if problem.code != "unknown-graph" {
-            return Some(problem);
+    fn explain(&self, problem: Diagnostic) -> Diagnostic {
+        if problem.code != "unknown-graph" || problem.help.is_some() {
+            return problem;
         }
         let called = self.called(&problem);
         if self.names.contains_key(&called) {
-            return Some(problem.help("it is refused for errors of its own"));
+            return problem.help("it is refused for errors of its own");
         }
-        Some(problem.suggest(&called, self.names.keys().map(String::as_str)))
+        problem.suggest(&called, self.names.keys().map(String::as_str))
     }
 
     fn called(&self, problem: &Diagnostic) -> String {

@@ -9,8 +9,17 @@ use crate::graph::definition::{ChannelDef, GraphFile, Ordered};
 const KEYS: [&str; 8] =
     ["name", "description", "state", "input", "output", "limits", "nodes", "edges"];
 
-/// The definition, when nothing is wrong with its shape; what is wrong is added to `problems`.
-pub(super) fn graph_file(root: Value, problems: &mut Vec<Diagnostic>) -> Option<GraphFile> {
+/// What could be read of a file.
+#[derive(Debug)]
+pub(super) struct Read {
+    /// The definition, with a stand-in for each part that could not be read.
+    pub(super) file: GraphFile,
+    /// Where the stand-ins are: what is wrong there was told already.
+    pub(super) broken: Vec<Vec<String>>,
+}
+
+/// The definition, unless too little can be read to say more; what is wrong is added to `problems`.
+pub(super) fn graph_file(root: Value, problems: &mut Vec<Diagnostic>) -> Option<Read> {
     let Value::Object(mut map) = root else {
         let message = "a graph file is a map with `name`, `nodes` and `edges`";
         problems.push(Diagnostic::error("wrong-type", &[], message));
@@ -21,7 +30,7 @@ pub(super) fn graph_file(root: Value, problems: &mut Vec<Diagnostic>) -> Option<
         let problem = Diagnostic::error("unknown-key", &[key], message).on_key();
         problems.push(problem.suggest(key, KEYS));
     }
-    let mut reader = Reader { problems };
+    let mut reader = Reader { problems, broken: Vec::new() };
     let name = reader.required::<String>(&mut map, "name");
     let description = reader.optional(&mut map, "description");
     let state = reader.channels(&mut map);
@@ -30,10 +39,8 @@ pub(super) fn graph_file(root: Value, problems: &mut Vec<Diagnostic>) -> Option<
     let limits = reader.optional(&mut map, "limits");
     let nodes = reader.nodes(&mut map);
     let edges = reader.edges(&mut map);
-    if problems.iter().any(Diagnostic::is_error) {
-        return None;
-    }
-    Some(GraphFile {
+    let broken = reader.broken;
+    let file = GraphFile {
         name: name?,
         description,
         state,
@@ -42,11 +49,13 @@ pub(super) fn graph_file(root: Value, problems: &mut Vec<Diagnostic>) -> Option<
         limits,
         nodes: nodes?,
         edges: edges?,
-    })
+    };
+    Some(Read { file, broken })
 }
 
 struct Reader<'a> {
     problems: &'a mut Vec<Diagnostic>,
+    broken: Vec<Vec<String>>,
 }
 
 impl Reader<'_> {
@@ -116,27 +125,38 @@ impl Reader<'_> {
                 let message = "`reduce` is the name of a reducer or `${expression}`";
                 let path = ["state", name.as_str(), "reduce"];
                 self.problems.push(Diagnostic::error("wrong-type", &path, message));
+                self.broken.push(vec!["state".into(), name.clone()]);
+                channels.insert(name, ChannelDef::default());
                 continue;
             }
             // A channel without a schema may be written `name:` with nothing after it.
             let value = if value.is_null() { Value::Object(Map::new()) } else { value };
-            if let Some(def) = self.value(&["state", &name], value) {
-                channels.insert(name, def);
-            }
+            let def = self.part(["state", &name], value);
+            channels.insert(name, def);
         }
         channels
     }
 
-    fn nodes<T: DeserializeOwned>(&mut self, map: &mut Map<String, Value>) -> Option<Ordered<T>> {
+    /// One of the named parts, or its stand-in.
+    fn part<T: DeserializeOwned + Default>(&mut self, path: [&str; 2], value: Value) -> T {
+        self.value(&path, value).unwrap_or_else(|| {
+            self.broken.push(path.iter().map(|step| (*step).to_owned()).collect());
+            T::default()
+        })
+    }
+
+    fn nodes<T: DeserializeOwned + Default>(
+        &mut self,
+        map: &mut Map<String, Value>,
+    ) -> Option<Ordered<T>> {
         if !map.contains_key("nodes") {
             self.missing("nodes");
             return None;
         }
         let mut nodes = Ordered::default();
         for (name, value) in self.entries(map, "nodes")? {
-            if let Some(def) = self.value(&["nodes", &name], value) {
-                nodes.insert(name, def);
-            }
+            let def = self.part(["nodes", &name], value);
+            nodes.insert(name, def);
         }
         Some(nodes)
     }
