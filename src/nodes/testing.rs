@@ -54,6 +54,9 @@ struct Argument {
     /// Whether the end of the sleep is traced too.
     #[serde(default)]
     trace_end: bool,
+    /// While it sleeps, a line is traced this often.
+    #[serde(default)]
+    tick_ms: u64,
 }
 
 impl Node for Append {
@@ -63,7 +66,7 @@ impl Node for Append {
             trace(activation, &argument, "run")?;
             if argument.sleep_ms > 0 {
                 activation.custom.send(json!({ "sleeping_ms": argument.sleep_ms }));
-                tokio::time::sleep(Duration::from_millis(argument.sleep_ms.min(MAX_SLEEP_MS))).await;
+                sleep(activation, &argument).await?;
             }
             if argument.trace_end {
                 trace(activation, &argument, "end")?;
@@ -79,6 +82,20 @@ impl Node for Append {
     fn effect(&self) -> Effect {
         Effect::Idempotent
     }
+}
+
+/// Sleeps, in parts when it is to trace between them.
+async fn sleep(activation: &Activation<'_>, argument: &Argument) -> Result<(), NodeError> {
+    let mut left = argument.sleep_ms.min(MAX_SLEEP_MS);
+    let part = if argument.tick_ms > 0 { argument.tick_ms } else { left };
+    while left > 0 {
+        tokio::time::sleep(Duration::from_millis(part.min(left))).await;
+        left = left.saturating_sub(part);
+        if argument.tick_ms > 0 {
+            trace(activation, argument, "tick")?;
+        }
+    }
+    Ok(())
 }
 
 fn argument(activation: &Activation<'_>) -> Result<Argument, NodeError> {
