@@ -128,21 +128,26 @@ pub async fn due_followups(db: &mut PgConnection, limit: i64) -> Result<Vec<(Thr
 }
 
 /// Makes parked and delayed runs claimable whose due time has come; answers how many.
+///
+/// The head is locked first, as by whoever wakes a run: the other way round the two could wait for each other.
 pub async fn promote_due(db: &mut PgConnection, limit: i64) -> Result<u64, StoreError> {
-    let result = sqlx::query!(
-        "with due as (
-           select q.run_id from queue q join heads h using (run_id)
-            where q.state = 'later' and q.due <= cynai_now() and h.status <> 'pending'
-            order by q.due limit $1 for update of q skip locked),
-         woken as (
-           update heads h set status = 'queued', wake = wake + 1 from due d
-            where h.run_id = d.run_id and h.status = 'parked')
-         update queue q set state = 'ready' from due d where q.run_id = d.run_id",
+    let result = sqlx::query_scalar!(
+        r#"with due as (
+             select q.run_id from queue q join heads h using (run_id)
+              where q.state = 'later' and q.due <= cynai_now() and h.status <> 'pending'
+              order by q.due limit $1 for no key update of h skip locked),
+           moved as (
+             update queue q set state = 'ready' from due d where q.run_id = d.run_id and q.state = 'later'
+             returning q.run_id),
+           woken as (
+             update heads h set status = 'queued', wake = wake + 1 from moved m
+              where h.run_id = m.run_id and h.status = 'parked')
+           select count(*) as "count!" from moved"#,
         limit,
     )
-    .execute(db)
+    .fetch_one(db)
     .await?;
-    Ok(result.rows_affected())
+    Ok(u64::try_from(result).unwrap_or(0))
 }
 
 /// How long until the next parked run is due, if one is.
@@ -222,20 +227,25 @@ pub async fn release(db: &mut PgConnection, run: RunId, fence: i64) -> Result<bo
 
 /// Records that something arrived for a run whose head the caller has locked, and wakes the run if it is parked
 /// and no more activations are outstanding than it sleeps through.
+///
+/// The run's place in the queue is touched only when it is parked: a claim may hold the place of a queued one, and
+/// wait for the head.
 pub async fn wake(db: &mut PgConnection, run: RunId) -> Result<bool, StoreError> {
     let result = sqlx::query!(
-        "with h as (
-           update heads h
-              set wake = wake + 1,
-                  status = case when h.status = 'parked' and (
-                    select count(*) from pending p where p.run_id = h.run_id and not p.settled and p.kind <> 'interrupt')
-                    <= h.wake_below then 'queued' else h.status end
-            where h.run_id = $1
-           returning h.run_id, h.thread_id, h.status)
+        "with known as materialized (
+           select run_id, status = 'parked' and (
+                    select count(*) from pending p
+                     where p.run_id = h.run_id and not p.settled and p.kind not in ('interrupt', 'attempt'))
+                    <= h.wake_below as wakes
+             from heads h where run_id = $1 for no key update),
+         h as (
+           update heads h set wake = wake + 1, status = case when k.wakes then 'queued' else h.status end
+             from known k where h.run_id = k.run_id
+           returning h.run_id, h.thread_id, k.wakes)
          insert into queue (run_id, thread_id, user_id, priority, state, due)
          select h.run_id, h.thread_id, r.user_id, r.priority, 'ready', cynai_now()
-           from h join runs r using (run_id) where h.status = 'queued'
-         on conflict (run_id) do update set state = 'ready', due = excluded.due where queue.state = 'later'",
+           from h join runs r using (run_id) where h.wakes
+         on conflict (run_id) do update set state = 'ready', due = excluded.due",
         run as RunId,
     )
     .execute(db)
