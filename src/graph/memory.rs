@@ -174,7 +174,7 @@ impl MemoryStore {
 
     /// Sends a named event: to an activation that waits for it, or to the next that will. False: too many wait.
     pub fn send_event(&self, name: &str, payload: &Value) -> bool {
-        let mut inner = self.lock();
+        let inner = &mut *self.lock();
         let payload = payload.to_string().into_bytes();
         let waiting = inner
             .waits
