@@ -224,6 +224,7 @@ create table pending (
   primary key (thread_id, namespace, branch, seq, task_id)
 );
 create index pending_run on pending (run_id) where not settled;
+create index pending_thread on pending (thread_id) where not settled;
 
 -- Named events sent to a thread that nobody has waited for yet.
 create table events (

@@ -11,13 +11,15 @@ mod advance;
 pub mod instance;
 
 use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
 use serde_json::Value;
 use sqlx::{Acquire, PgPool};
-use tokio::sync::{Semaphore, broadcast};
+use tokio::sync::{Notify, Semaphore, broadcast};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -33,10 +35,8 @@ use crate::store::{StoreError, crash};
 const POLL: Duration = Duration::from_millis(500);
 /// Runs that one statement claims, so that several drivers share what is queued.
 const CLAIM: i64 = 16;
-/// How often runs are checked to be still held.
-const CHECK_HELD: Duration = Duration::from_secs(1);
-/// Dead drivers' runs are looked for this often.
-const RECOVER_EVERY: Duration = Duration::from_secs(1);
+/// Dead drivers' runs are looked for this often, and whether the own ones are still held.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// Due rows that one statement moves.
 const PROMOTE: i64 = 1000;
 
@@ -85,6 +85,8 @@ pub(crate) struct Shared {
     pub(crate) nodes: Arc<dyn NodeSource>,
     pub(crate) config: DriverConfig,
     pub(crate) drain: Arc<AtomicBool>,
+    /// Tells the driver's loop to look at what is due.
+    pub(crate) look: Notify,
 }
 
 /// Moves runs.
@@ -99,6 +101,14 @@ struct Held {
     abort: AbortHandle,
 }
 
+/// What the loop does next.
+struct Rounds {
+    /// When the tables are looked at for what is due, whatever is signalled.
+    due: Instant,
+    /// Whether there may be something to claim.
+    claim: bool,
+}
+
 /// A life of the driver that has ended: why.
 enum End {
     Stop,
@@ -107,7 +117,9 @@ enum End {
 
 impl std::fmt::Debug for Driver {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Driver").field("instance", &self.shared.config.instance).finish_non_exhaustive()
+        f.debug_struct("Driver")
+            .field("instance", &self.shared.config.instance)
+            .finish_non_exhaustive()
     }
 }
 
@@ -123,8 +135,13 @@ impl Driver {
     ) -> Self {
         let committer = Committer::new(pool.clone());
         let drain = Arc::new(AtomicBool::new(false));
-        let shared = Shared { pool, committer, signals, graphs, nodes, config, drain };
-        Self { shared: Arc::new(shared), leased: Arc::new(AtomicBool::new(false)), running: Arc::default() }
+        let shared =
+            Shared { pool, committer, signals, graphs, nodes, config, drain, look: Notify::new() };
+        Self {
+            shared: Arc::new(shared),
+            leased: Arc::new(AtomicBool::new(false)),
+            running: Arc::default(),
+        }
     }
 
     /// The commit path, for its figures.
@@ -158,7 +175,10 @@ impl Driver {
                     tracing::error!(instance = %self.shared.config.instance, "the lease was lost: all runs are dropped");
                 }
                 Err(err) => {
-                    tracing::warn!(error = &err as &dyn std::error::Error, "the driver cannot reach the database; it tries again");
+                    tracing::warn!(
+                        error = &err as &dyn std::error::Error,
+                        "the driver cannot reach the database; it tries again"
+                    );
                     tokio::select! {
                         () = tokio::time::sleep(Duration::from_secs(1)) => {}
                         () = stop.cancelled() => return,
@@ -173,10 +193,8 @@ impl Driver {
         let config = &self.shared.config;
         let epoch = {
             let mut db = self.shared.pool.acquire().await?;
-            crash::before("register");
-            let epoch = queue::register(&mut db, config.instance, &config.host, config.lease).await?;
-            crash::after("register");
-            epoch
+            let registering = queue::register(&mut db, config.instance, &config.host, config.lease);
+            crash::around("register", registering).await?
         };
         tracing::info!(instance = %config.instance, epoch, "the driver has its lease");
         self.leased.store(true, Ordering::Relaxed);
@@ -194,7 +212,8 @@ impl Driver {
                 }
                 runs.shutdown().await;
                 let mut db = self.shared.pool.acquire().await?;
-                queue::unregister(&mut db, config.instance, epoch).await?;
+                crash::around("unregister", queue::unregister(&mut db, config.instance, epoch))
+                    .await?;
                 self.shared.signals.queued();
             }
             End::LeaseLost => runs.shutdown().await,
@@ -214,13 +233,17 @@ impl Driver {
             let left = config.lease.saturating_sub(renewed.elapsed());
             let renewal = async {
                 let mut db = self.shared.pool.acquire().await?;
-                queue::renew(&mut db, config.instance, epoch, config.lease).await
+                crash::around("renew", queue::renew(&mut db, config.instance, epoch, config.lease))
+                    .await
             };
             match tokio::time::timeout(left, renewal).await {
                 Ok(Ok(true)) => renewed = asked,
                 Ok(Ok(false)) => return End::LeaseLost,
                 Ok(Err(err)) => {
-                    tracing::warn!(error = &err as &dyn std::error::Error, "the lease could not be renewed");
+                    tracing::warn!(
+                        error = &err as &dyn std::error::Error,
+                        "the lease could not be renewed"
+                    );
                 }
                 Err(_) => return End::LeaseLost,
             }
@@ -230,40 +253,79 @@ impl Driver {
         }
     }
 
-    async fn claim_and_run(&self, epoch: i64, runs: &mut JoinSet<RunId>, stop: &CancellationToken) -> End {
+    async fn claim_and_run(
+        &self,
+        epoch: i64,
+        runs: &mut JoinSet<RunId>,
+        stop: &CancellationToken,
+    ) -> End {
         let mut ended = self.shared.signals.ended();
         let suspects = Arc::new(Semaphore::new(1));
-        let mut checked = Instant::now();
-        let mut recovered: Option<Instant> = None;
+        let mut swept: Option<Instant> = None;
+        let mut rounds = Rounds { due: Instant::now(), claim: true };
         loop {
-            if recovered.is_none_or(|at| at.elapsed() >= RECOVER_EVERY) {
+            if swept.is_none_or(|at| at.elapsed() >= SWEEP_EVERY) {
                 self.recover().await;
-                recovered = Some(Instant::now());
+                self.drop_lost().await;
+                swept = Some(Instant::now());
             }
-            let more = match self.claim_once(epoch, runs, &suspects).await {
+            let more = match self.round(epoch, runs, &suspects, &mut rounds).await {
                 Ok(more) => more,
                 Err(err) => {
-                    tracing::warn!(error = &err as &dyn std::error::Error, "runs could not be claimed");
+                    tracing::warn!(
+                        error = &err as &dyn std::error::Error,
+                        "runs could not be claimed"
+                    );
                     false
                 }
             };
-            let pause = if more { Duration::ZERO } else { self.pause().await };
-            if checked.elapsed() >= CHECK_HELD {
-                self.drop_lost().await;
-                checked = Instant::now();
-            }
+            let full = self.room() == 0;
+            rounds.claim = more;
+            let pause =
+                if more { Duration::ZERO } else { rounds.due.duration_since(Instant::now()) };
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return End::Stop,
-                Some(done) = runs.join_next(), if !runs.is_empty() => self.forget(done),
+                Some(done) = runs.join_next(), if !runs.is_empty() => {
+                    self.forget(done);
+                    // What could not be claimed for want of room can be now.
+                    rounds.claim |= full;
+                }
                 run = ended.recv() => self.heard_end(run).await,
-                () = self.shared.signals.wait_queued(), if !more => {}
+                () = self.shared.signals.wait_queued(), if !more => rounds.claim = true,
+                // A run was parked until a time, or a suspect has proved harmless.
+                () = self.shared.look.notified() => rounds.due = Instant::now(),
                 () = tokio::time::sleep(pause) => {}
             }
             while let Some(done) = runs.try_join_next() {
                 self.forget(done);
+                rounds.claim |= full;
             }
         }
+    }
+
+    /// Does what its time has come for. True: there may be more to claim.
+    async fn round(
+        &self,
+        epoch: i64,
+        runs: &mut JoinSet<RunId>,
+        suspects: &Arc<Semaphore>,
+        rounds: &mut Rounds,
+    ) -> Result<bool, StoreError> {
+        if Instant::now() >= rounds.due {
+            // Set first: an error is not repeated in a hot loop.
+            rounds.due = Instant::now() + POLL;
+            rounds.claim = true;
+            self.promote_due().await?;
+            if self.claim_suspect(epoch, runs, suspects).await? {
+                rounds.due = Instant::now();
+            } else {
+                let mut db = self.shared.pool.acquire().await?;
+                let due = queue::next_due(&mut db).await?.unwrap_or(POLL);
+                rounds.due = Instant::now() + due.clamp(Duration::from_millis(1), POLL);
+            }
+        }
+        if rounds.claim { self.claim_ready(epoch, runs).await } else { Ok(false) }
     }
 
     fn forget(&self, done: Result<RunId, tokio::task::JoinError>) {
@@ -272,7 +334,9 @@ impl Driver {
                 self.held().remove(&run);
             }
             Err(err) if err.is_cancelled() => {}
-            Err(err) => tracing::error!(error = &err as &dyn std::error::Error, "a run's task panicked"),
+            Err(err) => {
+                tracing::error!(error = &err as &dyn std::error::Error, "a run's task panicked")
+            }
         }
     }
 
@@ -291,7 +355,8 @@ impl Driver {
 
     /// Drops runs that are no longer held: cancelled, or taken over.
     async fn drop_lost(&self) {
-        let mine: Vec<(RunId, i64)> = self.held().iter().map(|(run, held)| (*run, held.fence)).collect();
+        let mine: Vec<(RunId, i64)> =
+            self.held().iter().map(|(run, held)| (*run, held.fence)).collect();
         if mine.is_empty() {
             return;
         }
@@ -324,53 +389,82 @@ impl Driver {
         };
         match result.await {
             Ok(freed) if freed.is_empty() => {}
-            Ok(freed) => tracing::warn!(runs = freed.len(), "runs of a dead driver were freed"),
-            Err(err) => tracing::debug!(error = &err as &dyn std::error::Error, "recovery failed"),
+            Ok(freed) => {
+                tracing::warn!(runs = freed.len(), "runs of a dead driver were freed");
+                self.shared.look.notify_one();
+            }
+            Err(err) => {
+                tracing::debug!(error = &err as &dyn std::error::Error, "recovery failed");
+            }
         }
     }
 
-    /// How long nothing will be due.
-    async fn pause(&self) -> Duration {
-        let result = async {
-            let mut db = self.shared.pool.acquire().await?;
-            queue::next_due(&mut db).await
+    /// Makes claimable what is due.
+    async fn promote_due(&self) -> Result<(), StoreError> {
+        let mut db = self.shared.pool.acquire().await?;
+        let due = queue::due(&mut db, PROMOTE).await?;
+        for (thread, run) in due.followups {
+            advance::activate_followup(&self.shared, thread, run).await?;
+        }
+        if due.parked {
+            let mut tx = db.begin().await?;
+            if queue::promote_due(&mut tx, PROMOTE).await? > 0 {
+                crash::commit(tx, "promote").await?;
+            } else {
+                tx.rollback().await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn room(&self) -> usize {
+        self.shared.config.capacity.saturating_sub(self.in_memory())
+    }
+
+    /// After a crash one of many runs killed the process: they go one at a time until each has committed.
+    async fn claim_suspect(
+        &self,
+        epoch: i64,
+        runs: &mut JoinSet<RunId>,
+        suspects: &Arc<Semaphore>,
+    ) -> Result<bool, StoreError> {
+        let Ok(permit) = Arc::clone(suspects).try_acquire_owned() else { return Ok(false) };
+        if self.room() == 0 {
+            return Ok(false);
+        }
+        let mut db = self.shared.pool.acquire().await?;
+        let Some(grant) = self.claim(&mut db, epoch, 1, true).await?.pop() else {
+            return Ok(false);
         };
-        // A due time just ahead is not polled for in a hot loop.
-        result.await.ok().flatten().map_or(POLL, |due| due.clamp(Duration::from_millis(1), POLL))
+        self.start(runs, grant, Some(permit));
+        Ok(true)
     }
 
     /// Claims what there is room for and starts it. True: there may be more.
-    async fn claim_once(&self, epoch: i64, runs: &mut JoinSet<RunId>, suspects: &Arc<Semaphore>) -> Result<bool, StoreError> {
-        let config = &self.shared.config;
-        let room = i64::try_from(config.capacity.saturating_sub(self.in_memory())).unwrap_or(i64::MAX);
+    async fn claim_ready(&self, epoch: i64, runs: &mut JoinSet<RunId>) -> Result<bool, StoreError> {
+        let room = i64::try_from(self.room()).unwrap_or(i64::MAX);
         if room == 0 {
             return Ok(false);
         }
         let mut db = self.shared.pool.acquire().await?;
-        let promoted = queue::promote_due(&mut db, PROMOTE).await?;
-        let followups = queue::due_followups(&mut db, PROMOTE).await?;
-        for (thread, run) in followups {
-            advance::activate_followup(&self.shared, thread, run).await?;
-        }
-        // After a crash one of many runs killed the process: they go one at a time until each has committed.
-        if let Ok(permit) = Arc::clone(suspects).try_acquire_owned() {
-            let grants = self.claim(&mut db, epoch, 1, true).await?;
-            for grant in grants {
-                self.start(runs, grant, Some(permit));
-                return Ok(true);
-            }
-        }
         let grants = self.claim(&mut db, epoch, room.min(CLAIM), false).await?;
-        let more = !grants.is_empty() || i64::try_from(promoted).unwrap_or(0) == PROMOTE;
+        let more = !grants.is_empty();
         for grant in grants {
             self.start(runs, grant, None);
         }
         Ok(more)
     }
 
-    async fn claim(&self, db: &mut sqlx::PgConnection, epoch: i64, limit: i64, suspects: bool) -> Result<Vec<Grant>, StoreError> {
+    async fn claim(
+        &self,
+        db: &mut sqlx::PgConnection,
+        epoch: i64,
+        limit: i64,
+        suspects: bool,
+    ) -> Result<Vec<Grant>, StoreError> {
         let mut tx = db.begin().await?;
-        let grants = queue::claim(&mut tx, self.shared.config.instance, epoch, limit, suspects).await?;
+        let grants =
+            queue::claim(&mut tx, self.shared.config.instance, epoch, limit, suspects).await?;
         if grants.is_empty() {
             tx.rollback().await?;
         } else {
@@ -379,11 +473,20 @@ impl Driver {
         Ok(grants)
     }
 
-    fn start(&self, runs: &mut JoinSet<RunId>, grant: Grant, suspect: Option<tokio::sync::OwnedSemaphorePermit>) {
+    fn start(
+        &self,
+        runs: &mut JoinSet<RunId>,
+        grant: Grant,
+        suspect: Option<tokio::sync::OwnedSemaphorePermit>,
+    ) {
         let (run, fence) = (grant.run_id, grant.fence);
         let shared = Arc::clone(&self.shared);
         let abort = runs.spawn(async move {
-            advance::advance(&shared, grant, suspect).await;
+            let moving = AssertUnwindSafe(advance::advance(&shared, grant, suspect)).catch_unwind();
+            if moving.await.is_err() {
+                tracing::error!(run.id = %run, "run {run} made the driver panic");
+                advance::surrender(&shared, run, fence).await;
+            }
             run
         });
         self.held().insert(run, Held { fence, abort });
@@ -398,7 +501,10 @@ impl Driver {
             }
         };
         if tokio::time::timeout(self.shared.config.grace, wait).await.is_err() {
-            tracing::warn!(runs = self.in_memory(), "activations did not end in time; they run again elsewhere");
+            tracing::warn!(
+                runs = self.in_memory(),
+                "activations did not end in time; they run again elsewhere"
+            );
         }
     }
 }

@@ -15,8 +15,8 @@ use futures::future::BoxFuture;
 use serde_json::Value;
 
 use super::checkpoint::{
-    CheckpointError, CheckpointRow, Checkpointer, Commit, Due, KEYFRAME_EVERY, LoadedRows, Restored, StoredRow,
-    StoredWait, StreamRow, ValueRef, WaitKind, WaitRow,
+    CheckpointError, CheckpointRow, Checkpointer, Commit, Due, KEYFRAME_EVERY, LoadedRows,
+    Restored, StoredRow, StoredWait, StreamRow, ValueRef, WaitKind, WaitRow,
 };
 use super::step::Position;
 use crate::ids::TaskId;
@@ -158,7 +158,8 @@ impl MemoryStore {
         let mut inner = self.lock();
         let wait = inner.waits.values_mut().find(|wait| {
             let asks = wait.kind == WaitKind::Interrupt && !wait.settled;
-            asks && json_of(wait.data.as_deref()).get("id").and_then(Value::as_str) == Some(question)
+            asks && json_of(wait.data.as_deref()).get("id").and_then(Value::as_str)
+                == Some(question)
         });
         wait.is_some_and(|wait| {
             let mut answers = match json_of(wait.answer.as_deref()) {
@@ -176,10 +177,9 @@ impl MemoryStore {
     pub fn send_event(&self, name: &str, payload: &Value) -> bool {
         let inner = &mut *self.lock();
         let payload = payload.to_string().into_bytes();
-        let waiting = inner
-            .waits
-            .values_mut()
-            .find(|wait| wait.kind == WaitKind::Event && !wait.settled && wait.name.as_deref() == Some(name));
+        let waiting = inner.waits.values_mut().find(|wait| {
+            wait.kind == WaitKind::Event && !wait.settled && wait.name.as_deref() == Some(name)
+        });
         match waiting {
             Some(wait) => {
                 wait.answer = Some(payload);
@@ -259,7 +259,9 @@ impl Inner {
         let below = if namespace.is_empty() { String::new() } else { format!("{namespace}|") };
         for ((path, branch, seq, _), wait) in &mut self.waits {
             let same = path == namespace && *seq == planned.seq;
-            if *branch == planned.branch && (same || (path != namespace && path.starts_with(&below))) {
+            if *branch == planned.branch
+                && (same || (path != namespace && path.starts_with(&below)))
+            {
                 wait.settled = true;
             }
         }
@@ -270,11 +272,15 @@ impl Inner {
             return;
         }
         let due = row.due.and_then(|due| match due {
-            Due::After(after) => self.now.checked_add_signed(chrono::Duration::from_std(after).ok()?),
+            Due::After(after) => {
+                self.now.checked_add_signed(chrono::Duration::from_std(after).ok()?)
+            }
             Due::At(at) => Some(at),
         });
         let arrived = match row.kind {
-            WaitKind::Event => self.events.iter().position(|(name, _)| Some(name) == row.name.as_ref()),
+            WaitKind::Event => {
+                self.events.iter().position(|(name, _)| Some(name) == row.name.as_ref())
+            }
             _ => None,
         };
         let arrived = arrived.and_then(|at| self.events.remove(at)).map(|(_, payload)| payload);
@@ -314,12 +320,16 @@ impl Inner {
 }
 
 impl Checkpointer for MemoryCheckpointer {
-    fn load<'a>(&'a self, namespace: &'a str) -> BoxFuture<'a, Result<Option<LoadedRows>, CheckpointError>> {
+    fn load<'a>(
+        &'a self,
+        namespace: &'a str,
+    ) -> BoxFuture<'a, Result<Option<LoadedRows>, CheckpointError>> {
         async move {
             let inner = self.store.lock();
             let Some(last) = inner.last(namespace, self.branch) else { return Ok(None) };
             let rows = &inner.rows[&(namespace.to_owned(), self.branch)];
-            let rows = rows.range(last - last % KEYFRAME_EVERY..).map(|(_, row)| row.clone()).collect();
+            let rows =
+                rows.range(last - last % KEYFRAME_EVERY..).map(|(_, row)| row.clone()).collect();
             let tasks = inner.tasks(namespace, Position { branch: self.branch, seq: last });
             Ok(Some(LoadedRows { rows, tasks }))
         }

@@ -113,18 +113,35 @@ pub async fn claim(
     Ok(rows)
 }
 
-/// Runs that wait behind a question's expiry, whose time has come; each is to be activated under its thread's lock.
-pub async fn due_followups(db: &mut PgConnection, limit: i64) -> Result<Vec<(ThreadId, RunId)>, StoreError> {
+/// What has become due.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DueRuns {
+    /// Whether runs are due that [`promote_due`] makes claimable.
+    pub parked: bool,
+    /// Runs that wait behind a question's expiry; each is to be activated under its thread's lock.
+    pub followups: Vec<(ThreadId, RunId)>,
+}
+
+/// Looks for runs whose time has come, at most `limit` of them. Writes nothing.
+pub async fn due(db: &mut PgConnection, limit: i64) -> Result<DueRuns, StoreError> {
     let rows = sqlx::query!(
-        r#"select q.thread_id as "thread_id: ThreadId", q.run_id as "run_id: RunId"
+        r#"select q.thread_id as "thread_id: ThreadId", q.run_id as "run_id: RunId", h.status = 'pending' as "followup!"
              from queue q join heads h using (run_id)
-            where q.state = 'later' and q.due <= cynai_now() and h.status = 'pending'
+            where q.state = 'later' and q.due <= cynai_now()
             order by q.due limit $1"#,
         limit,
     )
     .fetch_all(db)
     .await?;
-    Ok(rows.into_iter().map(|row| (row.thread_id, row.run_id)).collect())
+    let mut due = DueRuns::default();
+    for row in rows {
+        if row.followup {
+            due.followups.push((row.thread_id, row.run_id));
+        } else {
+            due.parked = true;
+        }
+    }
+    Ok(due)
 }
 
 /// Makes parked and delayed runs claimable whose due time has come; answers how many.
@@ -157,7 +174,8 @@ pub async fn next_due(db: &mut PgConnection) -> Result<Option<Duration>, StoreEr
     )
     .fetch_one(db)
     .await?;
-    Ok(seconds.map(|seconds| Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX)))
+    Ok(seconds
+        .map(|seconds| Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX)))
 }
 
 /// What became of parking.
@@ -225,6 +243,23 @@ pub async fn release(db: &mut PgConnection, run: RunId, fence: i64) -> Result<bo
     Ok(result.rows_affected() == 1)
 }
 
+/// Gives a run back as a suspect: whoever held it came to harm.
+pub async fn surrender(db: &mut PgConnection, run: RunId, fence: i64) -> Result<bool, StoreError> {
+    let result = sqlx::query!(
+        "with h as (
+           update heads set status = 'queued', instance_id = null, epoch = null, claims = claims + 1
+            where run_id = $1 and fence = $2 and status = 'running'
+           returning run_id, thread_id)
+         insert into queue (run_id, thread_id, user_id, priority, state, due)
+         select h.run_id, h.thread_id, r.user_id, r.priority, 'suspect', cynai_now() from h join runs r using (run_id)",
+        run as RunId,
+        fence,
+    )
+    .execute(db)
+    .await?;
+    Ok(result.rows_affected() == 1)
+}
+
 /// Records that something arrived for a run whose head the caller has locked, and wakes the run if it is parked
 /// and no more activations are outstanding than it sleeps through.
 ///
@@ -256,10 +291,18 @@ pub async fn wake(db: &mut PgConnection, run: RunId) -> Result<bool, StoreError>
 /// Settles an activation's wait with `answer`, once; wakes the run when it should.
 ///
 /// Takes the head's lock first. False: it was settled before, or the run has ended.
-pub async fn settle(db: &mut PgConnection, run: RunId, task: TaskId, answer: &[u8]) -> Result<bool, StoreError> {
-    let head = sqlx::query_scalar!("select 1 as one from heads where run_id = $1 for no key update", run as RunId)
-        .fetch_optional(&mut *db)
-        .await?;
+pub async fn settle(
+    db: &mut PgConnection,
+    run: RunId,
+    task: TaskId,
+    answer: &[u8],
+) -> Result<bool, StoreError> {
+    let head = sqlx::query_scalar!(
+        "select 1 as one from heads where run_id = $1 for no key update",
+        run as RunId
+    )
+    .fetch_optional(&mut *db)
+    .await?;
     if head.is_none() {
         return Ok(false);
     }
@@ -289,9 +332,12 @@ pub async fn send_event(
     payload: &[u8],
 ) -> Result<(), StoreError> {
     if let Some(run) = active_run {
-        sqlx::query_scalar!("select 1 as one from heads where run_id = $1 for no key update", run as RunId)
-            .fetch_optional(&mut *db)
-            .await?;
+        sqlx::query_scalar!(
+            "select 1 as one from heads where run_id = $1 for no key update",
+            run as RunId
+        )
+        .fetch_optional(&mut *db)
+        .await?;
         let waiting = sqlx::query_scalar!(
             r#"select task_id as "task_id: TaskId" from pending
                 where run_id = $1 and kind = 'event' and name = $2 and not settled
@@ -305,6 +351,10 @@ pub async fn send_event(
             settle(db, run, task, payload).await?;
             return Ok(());
         }
+        // The run may be storing just now that it waits for this: told so, it looks once more before it parks.
+        sqlx::query!("update heads set wake = wake + 1 where run_id = $1", run as RunId)
+            .execute(&mut *db)
+            .await?;
     }
     sqlx::query!(
         "insert into events (thread_id, name, payload, created_at) values ($1, $2, $3, cynai_now())",
@@ -315,6 +365,38 @@ pub async fn send_event(
     .execute(db)
     .await?;
     Ok(())
+}
+
+/// Gives a held run the events that came while it stored that it waits for them.
+///
+/// A commit that stores a wait takes the events that it sees; one that is committed after the commit's snapshot
+/// and before its lock is seen by neither side. It has raised `wake`, and so leads here.
+pub async fn deliver(db: &mut PgConnection, run: RunId, fence: i64) -> Result<u64, StoreError> {
+    let result = sqlx::query!(
+        "with h as materialized (
+           select run_id, thread_id from heads
+            where run_id = $1 and fence = $2 and status = 'running' for no key update),
+         w as (
+           select p.thread_id, p.namespace, p.branch, p.seq, p.task_id, p.name,
+                  row_number() over (partition by p.name order by p.namespace, p.seq, p.task_id) as turn
+             from pending p join h using (thread_id, run_id) where p.kind = 'event' and not p.settled),
+         e as (
+           select e.thread_id, e.event_id, e.name, e.payload,
+                  row_number() over (partition by e.name order by e.event_id) as turn
+             from events e join h using (thread_id) where e.name in (select name from w)),
+         gone as (
+           delete from events x using e join w using (name, turn)
+            where x.thread_id = e.thread_id and x.event_id = e.event_id
+           returning w.namespace, w.branch, w.seq, w.task_id, x.payload)
+         update pending p set answer = g.payload, settled = true from gone g, h
+          where p.thread_id = h.thread_id and p.namespace = g.namespace and p.branch = g.branch and p.seq = g.seq
+            and p.task_id = g.task_id and not p.settled",
+        run as RunId,
+        fence,
+    )
+    .execute(db)
+    .await?;
+    Ok(result.rows_affected())
 }
 
 /// How many events of a thread nobody has waited for yet.
@@ -351,22 +433,41 @@ pub async fn recover(db: &mut PgConnection, limit: i64) -> Result<Vec<RunId>, St
     Ok(runs)
 }
 
-/// Which of `runs` this process still holds under the fences it knows.
-pub async fn still_held(db: &mut PgConnection, runs: &[(RunId, i64)]) -> Result<Vec<RunId>, StoreError> {
-    let held = sqlx::query_scalar!(
-        r#"select h.run_id as "run_id: RunId" from heads h
-             join unnest($1::uuid[], $2::bigint[]) as b (run_id, fence) using (run_id)
-            where h.fence = b.fence and h.status = 'running'"#,
-        &runs.iter().map(|(run, _)| run.0).collect::<Vec<_>>(),
-        &runs.iter().map(|(_, fence)| *fence).collect::<Vec<_>>(),
+/// The runs that the tables say a driver's life holds, with their fences.
+pub async fn held_by(
+    db: &mut PgConnection,
+    instance: InstanceId,
+    epoch: i64,
+) -> Result<Vec<(RunId, i64)>, StoreError> {
+    let rows = sqlx::query!(
+        r#"select run_id as "run_id: RunId", fence from heads
+            where instance_id = $1 and epoch = $2 and status = 'running'"#,
+        instance as InstanceId,
+        epoch,
     )
     .fetch_all(db)
     .await?;
-    Ok(held)
+    Ok(rows.into_iter().map(|row| (row.run_id, row.fence)).collect())
+}
+
+/// Locks a run's head until the end of the transaction, so that no commit of it comes in between.
+pub async fn lock_head(db: &mut PgConnection, run: RunId) -> Result<(), StoreError> {
+    sqlx::query_scalar!(
+        "select 1 as one from heads where run_id = $1 for no key update",
+        run as RunId
+    )
+    .fetch_optional(db)
+    .await?;
+    Ok(())
 }
 
 /// Begins a new life of a driver installation; its predecessor's runs are free from now on. Answers the epoch.
-pub async fn register(db: &mut PgConnection, instance: InstanceId, host: &str, lease: Duration) -> Result<i64, StoreError> {
+pub async fn register(
+    db: &mut PgConnection,
+    instance: InstanceId,
+    host: &str,
+    lease: Duration,
+) -> Result<i64, StoreError> {
     let epoch = sqlx::query_scalar!(
         "insert into instances (instance_id, epoch, deadline, host, started_at)
          values ($1, 1, cynai_now() + make_interval(secs => $3), $2, cynai_now())
@@ -384,7 +485,12 @@ pub async fn register(db: &mut PgConnection, instance: InstanceId, host: &str, l
 }
 
 /// Renews a driver's lease. False: another life of this installation has begun, or its lease had ended already.
-pub async fn renew(db: &mut PgConnection, instance: InstanceId, epoch: i64, lease: Duration) -> Result<bool, StoreError> {
+pub async fn renew(
+    db: &mut PgConnection,
+    instance: InstanceId,
+    epoch: i64,
+    lease: Duration,
+) -> Result<bool, StoreError> {
     let result = sqlx::query!(
         "update instances set deadline = cynai_now() + make_interval(secs => $3)
           where instance_id = $1 and epoch = $2 and deadline >= cynai_now()",
@@ -398,7 +504,11 @@ pub async fn renew(db: &mut PgConnection, instance: InstanceId, epoch: i64, leas
 }
 
 /// Ends a driver's lease at once.
-pub async fn unregister(db: &mut PgConnection, instance: InstanceId, epoch: i64) -> Result<(), StoreError> {
+pub async fn unregister(
+    db: &mut PgConnection,
+    instance: InstanceId,
+    epoch: i64,
+) -> Result<(), StoreError> {
     sqlx::query!(
         "update instances set deadline = cynai_now() - interval '1 second' where instance_id = $1 and epoch = $2",
         instance as InstanceId,

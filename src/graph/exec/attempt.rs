@@ -76,7 +76,10 @@ impl Run {
                     return Ok(End::Node(Err(NodeError::fatal("given_up", message))));
                 }
                 Begin::Unknown { before } => {
-                    return Ok(End::Unknown { question: unknown_outcome(&spec.name, call.attempt), before });
+                    return Ok(End::Unknown {
+                        question: unknown_outcome(&spec.name, call.attempt),
+                        before,
+                    });
                 }
             }
         }
@@ -154,16 +157,18 @@ async fn run_bounded(node: &dyn Node, activation: &Activation<'_>) -> Result<Out
     // Also what the code does before its first await is caught.
     let work = AssertUnwindSafe(async { node.run(activation).await }).catch_unwind();
     // A job's time is its worker's to measure.
-    let end = match activation.node.timeout.filter(|_| !matches!(activation.node.kind, NodeKind::Job(_))) {
-        Some(timeout) => match tokio::time::timeout(timeout, work).await {
-            Ok(end) => end,
-            Err(_) => Ok(Err(NodeError::retryable(
-                "timeout",
-                format!("the attempt took longer than {}", humantime::format_duration(timeout)),
-            ))),
-        },
-        None => work.await,
-    };
+    let end =
+        match activation.node.timeout.filter(|_| !matches!(activation.node.kind, NodeKind::Job(_)))
+        {
+            Some(timeout) => match tokio::time::timeout(timeout, work).await {
+                Ok(end) => end,
+                Err(_) => Ok(Err(NodeError::retryable(
+                    "timeout",
+                    format!("the attempt took longer than {}", humantime::format_duration(timeout)),
+                ))),
+            },
+            None => work.await,
+        };
     end.unwrap_or_else(|panic| {
         let what = panic
             .downcast_ref::<&str>()
@@ -212,7 +217,8 @@ fn decided(previous: Option<&StoredWait>) -> Option<Value> {
 /// What the node's own code had waited for: what is stored, without the engine's rows around it.
 pub(super) fn seen_by_node(previous: Option<&StoredWait>) -> Option<StoredWait> {
     let previous = previous?;
-    let data = || previous.data.as_deref().and_then(|bytes| serde_json::from_slice::<Value>(bytes).ok());
+    let data =
+        || previous.data.as_deref().and_then(|bytes| serde_json::from_slice::<Value>(bytes).ok());
     match previous.kind {
         WaitKind::Attempt => from_json(previous, &data()?),
         WaitKind::Interrupt => match data().as_ref().and_then(|data| data.get("unknown_outcome")) {
@@ -236,7 +242,9 @@ pub(super) fn before_of(previous: Option<&StoredWait>) -> Option<Value> {
 
 fn to_json(wait: Option<&StoredWait>) -> Value {
     let Some(wait) = wait else { return Value::Null };
-    let value = |bytes: &Option<Vec<u8>>| bytes.as_deref().and_then(|bytes| serde_json::from_slice::<Value>(bytes).ok());
+    let value = |bytes: &Option<Vec<u8>>| {
+        bytes.as_deref().and_then(|bytes| serde_json::from_slice::<Value>(bytes).ok())
+    };
     json!({
         "kind": wait.kind.as_str(),
         "settled": wait.settled,

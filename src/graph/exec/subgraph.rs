@@ -30,7 +30,11 @@ impl Run {
     async fn call_subgraph(&self, call: Call, task: &Task) -> Result<Exit, ExecError> {
         let node = call.graph.node(task.node);
         let NodeKind::Graph { graph: called, input } = &node.kind else {
-            return Ok(Exit::Failed(Failure { kind: "internal".to_owned(), message: "not a subgraph".to_owned(), attempts: 1 }));
+            return Ok(Exit::Failed(Failure {
+                kind: "internal".to_owned(),
+                message: "not a subgraph".to_owned(),
+                attempts: 1,
+            }));
         };
         let path = if call.path.is_empty() {
             format!("{}:{}", node.name, task.id)
@@ -45,7 +49,10 @@ impl Run {
             Ok(state) => state,
             Err(failure) => return Ok(Exit::Failed(failure)),
         };
-        match self.open_subgraph(path, called, call.planned.branch, call.planned, state, call.begun).await? {
+        match self
+            .open_subgraph(path, called, call.planned.branch, call.planned, state, call.begun)
+            .await?
+        {
             Ok(mut ns) => self.drive(&mut ns).await,
             Err(failure) => Ok(Exit::Failed(failure)),
         }
@@ -74,15 +81,20 @@ impl Run {
             state: &call.state,
             ambient: &self.ambient,
         };
-        let fail = |kind: &str, message: String| Failure { kind: kind.to_owned(), message, attempts: 1 };
+        let fail =
+            |kind: &str, message: String| Failure { kind: kind.to_owned(), message, attempts: 1 };
         let mut state = State::initial(called);
         let mut writes = Vec::with_capacity(input.len());
         for (name, template) in input {
-            let value = activation.eval(template).map_err(|err| fail("expression", err.to_string()))?;
-            let channel = called
-                .find_channel(name)
-                .ok_or_else(|| fail("unknown_channel", format!("graph `{}` has no channel `{name}`", called.name)))?;
-            writes.push(Write::new(called, channel, value).map_err(|err| fail("invalid_input", err.to_string()))?);
+            let value =
+                activation.eval(template).map_err(|err| fail("expression", err.to_string()))?;
+            let channel = called.find_channel(name).ok_or_else(|| {
+                fail("unknown_channel", format!("graph `{}` has no channel `{name}`", called.name))
+            })?;
+            writes.push(
+                Write::new(called, channel, value)
+                    .map_err(|err| fail("invalid_input", err.to_string()))?,
+            );
         }
         state.apply(called, writes).map_err(|err| fail("invalid_input", err.to_string()))?;
         Ok(state)

@@ -18,7 +18,8 @@ use serde_json::{Value, json};
 
 use super::super::channel::{State, View, Write};
 use super::super::checkpoint::{
-    CheckpointError, Commit, Due, Restored, Source, StoredWait, StreamRow, WaitKind, WaitRow, encode,
+    CheckpointError, Commit, Due, Restored, Source, StoredWait, StreamRow, WaitKind, WaitRow,
+    encode,
 };
 use super::super::expr::Scope;
 use super::super::model::{Effect, Graph, Node as NodeSpec, NodeIndex, NodeKind, Retry};
@@ -213,7 +214,14 @@ impl Run {
     }
 
     /// Rows that tell of a finished activation.
-    fn stream_end(&self, graph: &Graph, path: &str, slot: &Slot, record: &TaskRecord, out: &mut Vec<StreamRow>) {
+    fn stream_end(
+        &self,
+        graph: &Graph,
+        path: &str,
+        slot: &Slot,
+        record: &TaskRecord,
+        out: &mut Vec<StreamRow>,
+    ) {
         if !self.streams(path) {
             return;
         }
@@ -226,7 +234,10 @@ impl Run {
             out.push(self.stream_row(path, "updates", &json!({ node: delta })));
         }
         if self.options.stream_tasks {
-            let error = record.f.as_ref().map(|failure| json!({"error": failure.kind, "message": failure.message}));
+            let error = record
+                .f
+                .as_ref()
+                .map(|failure| json!({"error": failure.kind, "message": failure.message}));
             let end = json!({
                 "id": slot.task.id.to_string(), "name": node, "error": error, "result": delta, "interrupts": [],
             });
@@ -245,8 +256,12 @@ fn finish(graph: &Graph, plan: Vec<Planned>, slots: Vec<Slot>) -> Vec<Finished> 
     }
     plan.into_iter()
         .map(|planned| {
-            let mut finished =
-                Finished { node: planned.node, writes: Vec::new(), goto: Vec::new(), failure: planned.tasks.err() };
+            let mut finished = Finished {
+                node: planned.node,
+                writes: Vec::new(),
+                goto: Vec::new(),
+                failure: planned.tasks.err(),
+            };
             for record in records.remove(&planned.node).unwrap_or_default() {
                 let writes = record.w.into_iter().filter_map(|(name, value)| {
                     graph.find_channel(&name).map(|channel| Write::checked_before(channel, value))
@@ -280,7 +295,15 @@ impl<'r> Work<'r> {
                 stream.push(run.stream_row(&ns.path, "tasks", &start));
             }
             let custom = Arc::new(Custom::default());
-            slots.push(Slot { task: task.clone(), status, attempt, previous: wait, wait: None, saved, custom });
+            slots.push(Slot {
+                task: task.clone(),
+                status,
+                attempt,
+                previous: wait,
+                wait: None,
+                saved,
+                custom,
+            });
         }
         Self {
             run,
@@ -395,13 +418,17 @@ impl<'r> Work<'r> {
                 break;
             }
             let node = self.slots[at].task.node;
-            let most = self.graph.node(node).for_each.as_ref().and_then(|for_each| for_each.max_parallel);
+            let most =
+                self.graph.node(node).for_each.as_ref().and_then(|for_each| for_each.max_parallel);
             let count = under_way.entry(node).or_default();
             if most.is_some_and(|most| *count >= most) {
                 continue;
             }
             self.start_one(at)?;
-            if matches!(self.slots[at].status, Status::Running | Status::Waiting(_) | Status::Below(_)) {
+            if matches!(
+                self.slots[at].status,
+                Status::Running | Status::Waiting(_) | Status::Below(_)
+            ) {
                 *count += 1;
             }
         }
@@ -426,7 +453,14 @@ impl<'r> Work<'r> {
         let custom = Arc::clone(&slot.custom);
         self.running += 1;
         if let NodeKind::Graph { .. } = &node.kind {
-            let call = Call { at, graph, state: Arc::clone(&self.state), path: self.path.clone(), begun: self.begun, planned: self.planned_at };
+            let call = Call {
+                at,
+                graph,
+                state: Arc::clone(&self.state),
+                path: self.path.clone(),
+                begun: self.begun,
+                planned: self.planned_at,
+            };
             self.futures.push(self.run.call(call, task).boxed());
             return Ok(());
         }
@@ -465,7 +499,8 @@ impl<'r> Work<'r> {
             state: &self.state,
             ambient: &self.run.ambient,
         };
-        if let Some(previous) = activation.previous.filter(|wait| wait.kind == WaitKind::Interrupt) {
+        if let Some(previous) = activation.previous.filter(|wait| wait.kind == WaitKind::Interrupt)
+        {
             if !previous.settled && previous.expired {
                 return Some(Err(NodeError::fatal("expired", "nobody answered in time")));
             }
@@ -480,7 +515,9 @@ impl<'r> Work<'r> {
                 self.slots[at].status = Status::Idle;
                 match end? {
                     End::Node(end) => self.ended(at, end)?,
-                    End::Unknown { question, before } => self.ask_about_outcome(at, question, &before),
+                    End::Unknown { question, before } => {
+                        self.ask_about_outcome(at, question, &before)
+                    }
                 }
                 Ok(())
             }
@@ -495,7 +532,11 @@ impl<'r> Work<'r> {
                 if self.run.streams(&self.path) {
                     for slot in &self.slots {
                         let items = slot.custom.take();
-                        self.stream.extend(items.iter().map(|item| self.run.stream_row(&self.path, "custom", item)));
+                        self.stream.extend(
+                            items
+                                .iter()
+                                .map(|item| self.run.stream_row(&self.path, "custom", item)),
+                        );
                     }
                 }
                 if self.running > 0 {
@@ -516,9 +557,10 @@ impl<'r> Work<'r> {
                 self.ended(at, Ok(Outcome::output(state.output(called))))
             }
             // With `retry`, the next call goes on from the subgraph's last checkpoint.
-            Exit::Failed(failure) => {
-                self.ended(at, Err(NodeError::Retryable { kind: failure.kind, message: failure.message }))
-            }
+            Exit::Failed(failure) => self.ended(
+                at,
+                Err(NodeError::Retryable { kind: failure.kind, message: failure.message }),
+            ),
             Exit::Waiting(waiting) => {
                 self.slots[at].status = Status::Below(waiting);
                 Ok(())
@@ -536,10 +578,12 @@ impl<'r> Work<'r> {
         let graph = Arc::clone(&self.graph);
         let node = graph.node(self.slots[at].task.node);
         match end {
-            Ok(Outcome::Done { output, update, goto }) => match self.record(at, node, output, update, goto) {
-                Ok(record) => self.slots[at].status = Status::Done(record),
-                Err(err) => return self.failed(at, node, err),
-            },
+            Ok(Outcome::Done { output, update, goto }) => {
+                match self.record(at, node, output, update, goto) {
+                    Ok(record) => self.slots[at].status = Status::Done(record),
+                    Err(err) => return self.failed(at, node, err),
+                }
+            }
             Ok(Outcome::Wait(wait)) => self.wait(at, node, wait),
             Ok(Outcome::Ask(question)) => self.ask(at, node, question),
             Err(err) => return self.failed(at, node, err),
@@ -556,10 +600,18 @@ impl<'r> Work<'r> {
         goto: Vec<String>,
     ) -> Result<TaskRecord, NodeError> {
         let mut writes = Vec::with_capacity(node.set.len() + update.len());
-        let invalid = |err: super::super::channel::WriteError| NodeError::fatal("invalid_write", err.to_string());
+        let invalid = |err: super::super::channel::WriteError| {
+            NodeError::fatal("invalid_write", err.to_string())
+        };
         for (name, value) in update {
             let channel = self.graph.find_channel(&name).ok_or_else(|| {
-                NodeError::fatal("unknown_channel", format!("node `{}` writes to channel `{name}`, which the graph does not have", node.name))
+                NodeError::fatal(
+                    "unknown_channel",
+                    format!(
+                        "node `{}` writes to channel `{name}`, which the graph does not have",
+                        node.name
+                    ),
+                )
             })?;
             writes.push(Write::new(&self.graph, channel, value).map_err(invalid)?);
         }
@@ -574,7 +626,10 @@ impl<'r> Work<'r> {
         }
         for name in &goto {
             if !node.may_goto.iter().any(|index| &self.graph.node(*index).name == name) {
-                let reason = format!("node `{}` goes to `{name}`, which is not in its `may_goto`", node.name);
+                let reason = format!(
+                    "node `{}` goes to `{name}`, which is not in its `may_goto`",
+                    node.name
+                );
                 return Err(NodeError::fatal("goto", reason));
             }
         }
@@ -582,9 +637,15 @@ impl<'r> Work<'r> {
         Ok(TaskRecord { w, g: goto, f: None })
     }
 
-    fn activation_vars<'v>(&'v self, at: usize, node: &'v NodeSpec, output: Value) -> Vec<(&'v str, Shared)> {
+    fn activation_vars<'v>(
+        &'v self,
+        at: usize,
+        node: &'v NodeSpec,
+        output: Value,
+    ) -> Vec<(&'v str, Shared)> {
         let slot = &self.slots[at];
-        let mut vars = vec![("run", self.run.ambient.run.clone()), ("env", self.run.ambient.env.clone())];
+        let mut vars =
+            vec![("run", self.run.ambient.run.clone()), ("env", self.run.ambient.env.clone())];
         if let (Some(item), Some(for_each)) = (&slot.task.item, &node.for_each) {
             vars.push((&for_each.name, item.value.clone()));
             vars.push(("index", Shared::new(Value::from(item.index))));
@@ -617,7 +678,8 @@ impl<'r> Work<'r> {
     /// Asks a person. Answers that the activation has got before stay with it.
     fn ask(&mut self, at: usize, node: &NodeSpec, question: Question) {
         let slot = &self.slots[at];
-        let seen = seen_by_node(slot.previous.as_ref()).filter(|wait| wait.kind == WaitKind::Interrupt);
+        let seen =
+            seen_by_node(slot.previous.as_ref()).filter(|wait| wait.kind == WaitKind::Interrupt);
         let answers = seen.and_then(|wait| wait.answer);
         let data = json!({
             "id": interrupt_id(slot.task.id, count(answers.as_deref())),
@@ -646,7 +708,11 @@ impl<'r> Work<'r> {
 
     fn put_question(&mut self, at: usize, node: &NodeSpec, data: Value, expires: Option<Duration>) {
         let due = expires.map(Due::After);
-        self.wait(at, node, Wait { kind: WaitKind::Interrupt, due, name: None, data: Some(data), stored: false });
+        self.wait(
+            at,
+            node,
+            Wait { kind: WaitKind::Interrupt, due, name: None, data: Some(data), stored: false },
+        );
     }
 
     /// An attempt failed: another one after a pause, the node's handler, or the end of the run.
@@ -654,7 +720,14 @@ impl<'r> Work<'r> {
         let (kind, message, again) = match err {
             NodeError::Fenced => return Err(CheckpointError::Fenced.into()),
             NodeError::NotStarted { message, after } => {
-                self.pause(at, node, after.min(MAX_NOT_STARTED), self.slots[at].attempt, "not_started", &message);
+                self.pause(
+                    at,
+                    node,
+                    after.min(MAX_NOT_STARTED),
+                    self.slots[at].attempt,
+                    "not_started",
+                    &message,
+                );
                 return Ok(());
             }
             NodeError::Retryable { kind, message } => (kind, message, true),
@@ -667,11 +740,20 @@ impl<'r> Work<'r> {
             return Ok(());
         }
         let failure = Failure { kind, message, attempts: attempt };
-        self.slots[at].status = Status::Done(TaskRecord { f: Some(failure), ..TaskRecord::default() });
+        self.slots[at].status =
+            Status::Done(TaskRecord { f: Some(failure), ..TaskRecord::default() });
         Ok(())
     }
 
-    fn pause(&mut self, at: usize, node: &NodeSpec, after: Duration, attempt: u32, kind: &str, message: &str) {
+    fn pause(
+        &mut self,
+        at: usize,
+        node: &NodeSpec,
+        after: Duration,
+        attempt: u32,
+        kind: &str,
+        message: &str,
+    ) {
         let slot = &mut self.slots[at];
         slot.attempt = attempt;
         let mut data = json!({ "kind": kind, "message": message });
@@ -679,8 +761,13 @@ impl<'r> Work<'r> {
         if let Some(before) = before_of(slot.previous.as_ref()) {
             data["before"] = before;
         }
-        let wait =
-            Wait { kind: WaitKind::Retry, due: Some(Due::After(after)), name: None, data: Some(data), stored: false };
+        let wait = Wait {
+            kind: WaitKind::Retry,
+            due: Some(Due::After(after)),
+            name: None,
+            data: Some(data),
+            stored: false,
+        };
         self.wait(at, node, wait);
     }
 
@@ -768,7 +855,8 @@ impl<'r> Work<'r> {
 }
 
 fn count(answers: Option<&[u8]>) -> u32 {
-    let answers = answers.and_then(|bytes| serde_json::from_slice::<Vec<serde::de::IgnoredAny>>(bytes).ok());
+    let answers =
+        answers.and_then(|bytes| serde_json::from_slice::<Vec<serde::de::IgnoredAny>>(bytes).ok());
     answers.map_or(0, |answers| u32::try_from(answers.len()).unwrap_or(u32::MAX))
 }
 
@@ -786,12 +874,15 @@ fn still_waits(wait: &StoredWait) -> bool {
 /// upper half of its length. The draw is a function of the activation and the attempt, so it needs no dice.
 fn backoff(retry: &Retry, attempt: u32, seed: u128) -> Duration {
     let exponent = i32::try_from(attempt.saturating_sub(1).min(1000)).unwrap_or(1000);
-    let seconds = (retry.first.as_secs_f64() * retry.factor.powi(exponent)).min(retry.max.as_secs_f64());
+    let seconds =
+        (retry.first.as_secs_f64() * retry.factor.powi(exponent)).min(retry.max.as_secs_f64());
     let full = Duration::try_from_secs_f64(seconds).unwrap_or(retry.max);
     if !retry.jitter {
         return full;
     }
-    let draw = step::uuid_of(&<sha2::Sha256 as sha2::Digest>::digest([seed.to_be_bytes().as_slice(), &attempt.to_be_bytes()].concat()));
+    let draw = step::uuid_of(&<sha2::Sha256 as sha2::Digest>::digest(
+        [seed.to_be_bytes().as_slice(), &attempt.to_be_bytes()].concat(),
+    ));
     let part = f64::from(u16::try_from(draw.as_u128() >> 112).unwrap_or(0)) / f64::from(u16::MAX);
     full.mul_f64(0.5 + part / 2.0)
 }

@@ -15,7 +15,9 @@ use super::super::memory::{MemoryStore, OpenWait};
 use super::super::value::Shared;
 use super::*;
 
-type Code = Box<dyn for<'a> Fn(&'a Activation<'a>) -> BoxFuture<'a, Result<Outcome, NodeError>> + Send + Sync>;
+type Code = Box<
+    dyn for<'a> Fn(&'a Activation<'a>) -> BoxFuture<'a, Result<Outcome, NodeError>> + Send + Sync,
+>;
 
 struct Scripted {
     effect: Effect,
@@ -23,7 +25,10 @@ struct Scripted {
 }
 
 impl Node for Scripted {
-    fn run<'a>(&'a self, activation: &'a Activation<'a>) -> BoxFuture<'a, Result<Outcome, NodeError>> {
+    fn run<'a>(
+        &'a self,
+        activation: &'a Activation<'a>,
+    ) -> BoxFuture<'a, Result<Outcome, NodeError>> {
         (self.code)(activation)
     }
 
@@ -44,10 +49,14 @@ impl Script {
         code: impl Fn(&Activation<'_>) -> Result<Outcome, NodeError> + Send + Sync + 'static,
     ) -> Self {
         let code = Arc::new(code);
-        self.with_async(name, effect, Box::new(move |activation| {
-            let code = Arc::clone(&code);
-            async move { code(activation) }.boxed()
-        }))
+        self.with_async(
+            name,
+            effect,
+            Box::new(move |activation| {
+                let code = Arc::clone(&code);
+                async move { code(activation) }.boxed()
+            }),
+        )
     }
 
     fn with_async(mut self, name: &str, effect: Effect, code: Code) -> Self {
@@ -59,7 +68,9 @@ impl Script {
 impl NodeSource for Script {
     fn find(&self, node: &NodeSpec) -> Option<Arc<dyn Node>> {
         match &node.kind {
-            NodeKind::Use { name, .. } => self.0.get(name).map(|node| Arc::clone(node) as Arc<dyn Node>),
+            NodeKind::Use { name, .. } => {
+                self.0.get(name).map(|node| Arc::clone(node) as Arc<dyn Node>)
+            }
             _ => None,
         }
     }
@@ -107,7 +118,8 @@ impl World {
         }
         let graph = last.unwrap();
         let order = Order { input: Some(input), ..Order::default() };
-        let begun = begin(&graph, &ambient(), Standing::empty(&graph), &order, None, false).unwrap();
+        let begun =
+            begin(&graph, &ambient(), Standing::empty(&graph), &order, None, false).unwrap();
         let store = MemoryStore::new();
         store.insert(begun.row.unwrap());
         Self {
@@ -169,13 +181,20 @@ impl World {
 
     /// The questions that are asked, by the name of the node.
     fn questions(&self) -> Vec<(String, String)> {
-        let asked = self.store.open().into_iter().filter(|open| open.kind == super::super::checkpoint::WaitKind::Interrupt);
+        let asked = self
+            .store
+            .open()
+            .into_iter()
+            .filter(|open| open.kind == super::super::checkpoint::WaitKind::Interrupt);
         asked.map(|open| (open.node, open.data["id"].as_str().unwrap().to_owned())).collect()
     }
 
     fn answer(&self, node: &str, answer: Value) {
         let open = self.questions();
-        let (_, id) = open.iter().find(|(asked, _)| asked == node).unwrap_or_else(|| panic!("{node}: {open:?}"));
+        let (_, id) = open
+            .iter()
+            .find(|(asked, _)| asked == node)
+            .unwrap_or_else(|| panic!("{node}: {open:?}"));
         assert!(self.store.answer(id, &answer));
     }
 
@@ -246,7 +265,10 @@ async fn writes_of_a_fan_out_come_in_the_order_of_the_names_whoever_finishes_fir
     let script = Script::default().with_async("slow", Effect::Pure, slow);
     let world = World::new(&[file], script, json!({}));
     assert_eq!(world.output().await, json!({ "log": ["a", "b", "c"] }));
-    assert!(world.store.early_writes() >= 1, "what finished first was stored while the others still ran");
+    assert!(
+        world.store.early_writes() >= 1,
+        "what finished first was stored while the others still ran"
+    );
 }
 
 #[tokio::test]
@@ -263,7 +285,8 @@ async fn a_join_fires_once_and_again_in_the_next_round_of_a_loop() {
             { "from": "join", "choose": [{ "when": "state.n < 3", "to": "head" }, { "to": "end" }] },
         ],
     });
-    let round = |n: u32| vec!["a".to_owned(), "b1".to_owned(), "b2".to_owned(), format!("join {n}")];
+    let round =
+        |n: u32| vec!["a".to_owned(), "b1".to_owned(), "b2".to_owned(), format!("join {n}")];
     let log: Vec<String> = (1..=3).flat_map(round).collect();
     check(file, json!({}), json!({ "n": 3, "log": log })).await;
 }
@@ -279,7 +302,11 @@ async fn a_join_that_can_no_longer_fire_fails_the_run() {
                   { "from": ["a", "b"], "to": "c" }],
     });
     let failure = check_failure(file, "unsatisfied_join").await;
-    assert!(failure.message.contains("`b`") && failure.message.contains("`c`"), "{}", failure.message);
+    assert!(
+        failure.message.contains("`b`") && failure.message.contains("`c`"),
+        "{}",
+        failure.message
+    );
 }
 
 #[tokio::test]
@@ -326,7 +353,12 @@ async fn a_list_without_items_goes_on_and_one_that_is_no_list_is_an_error() {
         "edges": ["start -> each -> next -> end", "handler -> end"],
     });
     check(file.clone(), json!({ "items": [] }), json!({ "items": [], "log": ["next"] })).await;
-    check(file.clone(), json!({ "items": ["b", "a"] }), json!({ "items": ["b", "a"], "log": ["b", "a", "next"] })).await;
+    check(
+        file.clone(),
+        json!({ "items": ["b", "a"] }),
+        json!({ "items": ["b", "a"], "log": ["b", "a", "next"] }),
+    )
+    .await;
     check(file, json!({ "items": 7 }), json!({ "items": 7, "log": ["for_each"] })).await;
 }
 
@@ -347,7 +379,11 @@ async fn no_more_items_run_at_once_than_max_parallel_says() {
         }
         .boxed()
     });
-    let world = World::new(&[file], Script::default().with_async("work", Effect::Pure, work), json!({ "items": items }));
+    let world = World::new(
+        &[file],
+        Script::default().with_async("work", Effect::Pure, work),
+        json!({ "items": items }),
+    );
     assert_eq!(world.output().await["done"], 20);
     assert_eq!((gauge.most.load(Ordering::SeqCst), gauge.ran.load(Ordering::SeqCst)), (3, 20));
 }
@@ -420,16 +456,24 @@ async fn retries_have_committed_numbers_and_pauses_that_park() {
                    "handler": { "set": { "log": ["${error.message + ' ' + string(error.attempts)}"] } } },
         "edges": ["start -> flaky -> end", "handler -> end"],
     });
-    for (succeeds_at, expected) in [(3, json!({ "log": [3] })), (9, json!({ "log": ["no luck 3 3"] }))] {
+    for (succeeds_at, expected) in
+        [(3, json!({ "log": [3] })), (9, json!({ "log": ["no luck 3 3"] }))]
+    {
         let script = Script::default().with("flaky", Effect::Idempotent, move |activation| {
             if activation.attempt < succeeds_at {
-                return Err(NodeError::retryable("bad_luck", format!("no luck {}", activation.attempt)));
+                return Err(NodeError::retryable(
+                    "bad_luck",
+                    format!("no luck {}", activation.attempt),
+                ));
             }
             Ok(Outcome::output(json!(activation.attempt)))
         });
         let world = World::new(std::slice::from_ref(&file), script, json!({}));
         for (attempt, pause) in [(2, 10), (3, 20)] {
-            assert_eq!(world.waiting().await, Waiting { outstanding: 1, step: 1, ..Waiting::default() });
+            assert_eq!(
+                world.waiting().await,
+                Waiting { outstanding: 1, step: 1, ..Waiting::default() }
+            );
             let open = world.open("flaky");
             assert_eq!(open.attempt, attempt);
             assert_eq!(open.due.unwrap() - world.store.now(), chrono::Duration::seconds(pause));
@@ -448,7 +492,8 @@ async fn a_failure_for_good_is_not_tried_again() {
         "nodes": { "bad": { "use": "bad", "retry": { "attempts": 5 } } },
         "edges": ["start -> bad -> end"],
     });
-    let script = Script::default().with("bad", Effect::Pure, |_| Err(NodeError::fatal("broken", "for good")));
+    let script = Script::default()
+        .with("bad", Effect::Pure, |_| Err(NodeError::fatal("broken", "for good")));
     let failure = World::new(&[file], script, json!({})).failure().await;
     assert_eq!((failure.kind.as_str(), failure.attempts), ("broken", 1));
 }
@@ -464,7 +509,10 @@ async fn an_attempt_that_did_not_start_is_not_counted() {
     let called = Arc::clone(&calls);
     let script = Script::default().with("late", Effect::Effectful, move |activation| {
         if called.fetch_add(1, Ordering::SeqCst) < 3 {
-            return Err(NodeError::NotStarted { message: "busy".to_owned(), after: Duration::from_secs(1) });
+            return Err(NodeError::NotStarted {
+                message: "busy".to_owned(),
+                after: Duration::from_secs(1),
+            });
         }
         Ok(Outcome::output(json!(activation.attempt)))
     });
@@ -493,7 +541,11 @@ async fn an_attempt_that_takes_too_long_fails_and_is_tried_again() {
         }
         .boxed()
     });
-    let world = World::new(&[file], Script::default().with_async("slow", Effect::Idempotent, slow), json!({}));
+    let world = World::new(
+        &[file],
+        Script::default().with_async("slow", Effect::Idempotent, slow),
+        json!({}),
+    );
     assert_eq!(world.waiting().await.outstanding, 1);
     assert_eq!(world.open("slow").data["kind"], "timeout");
     world.store.advance(Duration::from_secs(1));
@@ -562,7 +614,8 @@ async fn effectful_after_a_crash(decision: Value) -> (Result<Value, String>, usi
         }
         .boxed()
     });
-    let world = World::new(&[file], Script::default().with_async("act", Effect::Effectful, act), json!({}));
+    let world =
+        World::new(&[file], Script::default().with_async("act", Effect::Effectful, act), json!({}));
     // The process dies while the attempt is under way.
     assert!(world.go().now_or_never().is_none());
     assert!(world.waiting().await.people_only());
@@ -579,7 +632,11 @@ async fn effectful_after_a_crash(decision: Value) -> (Result<Value, String>, usi
 #[tokio::test]
 async fn a_person_decides_about_an_attempt_whose_outcome_is_unknown() {
     let retried = effectful_after_a_crash(json!({ "action": "retry" })).await;
-    assert_eq!(retried, (Ok(json!(["attempt 1"])), 2), "under the same number: it is not known to have failed");
+    assert_eq!(
+        retried,
+        (Ok(json!(["attempt 1"])), 2),
+        "under the same number: it is not known to have failed"
+    );
     let told = effectful_after_a_crash(json!({ "action": "done", "output": "by hand" })).await;
     assert_eq!(told, (Ok(json!(["by hand"])), 1));
     let given_up = effectful_after_a_crash(json!({ "action": "fail" })).await;
@@ -610,7 +667,11 @@ async fn an_idempotent_attempt_is_repeated_under_its_number() {
         }
         .boxed()
     });
-    let world = World::new(&[file], Script::default().with_async("act", Effect::Idempotent, act), json!({}));
+    let world = World::new(
+        &[file],
+        Script::default().with_async("act", Effect::Idempotent, act),
+        json!({}),
+    );
     assert!(world.go().now_or_never().is_none());
     assert_eq!(world.output().await, json!({ "log": ["done"] }));
     let keys = keys.lock().unwrap();
@@ -631,7 +692,10 @@ async fn of_parallel_questions_only_the_unanswered_stay() {
     let before = world.questions();
     world.answer("b", json!("B"));
     assert_eq!(world.waiting().await, Waiting { people: 1, ..Waiting::default() });
-    assert_eq!(world.questions(), before.into_iter().filter(|(node, _)| node == "a").collect::<Vec<_>>());
+    assert_eq!(
+        world.questions(),
+        before.into_iter().filter(|(node, _)| node == "a").collect::<Vec<_>>()
+    );
     world.answer("a", json!("A"));
     assert_eq!(world.output().await, json!({ "log": ["A", "B"] }));
 }
@@ -651,7 +715,9 @@ async fn two_questions(effect: Effect, dies: usize) -> (World, Arc<AtomicUsize>)
             if calls.fetch_add(1, Ordering::SeqCst) + 1 == dies {
                 std::future::pending::<()>().await;
             }
-            let ask = |what: &str| Ok(Outcome::Ask(Question { value: json!(what), schema: None, expires: None }));
+            let ask = |what: &str| {
+                Ok(Outcome::Ask(Question { value: json!(what), schema: None, expires: None }))
+            };
             match activation.answers().as_slice() {
                 [] => ask("first"),
                 [_] => ask("second"),
@@ -699,7 +765,11 @@ async fn the_first_answer_survives_a_crash_of_the_second_call() {
     assert_eq!(world.open("both").data["value"]["reason"], "unknown_outcome");
     world.answer("both", json!({ "action": "retry" }));
     assert!(world.waiting().await.people_only());
-    assert_eq!(world.open("both").data["value"], "second", "the decision is not an answer to the node's own question");
+    assert_eq!(
+        world.open("both").data["value"],
+        "second",
+        "the decision is not an answer to the node's own question"
+    );
     world.answer("both", json!("two"));
     assert_eq!(world.output().await, json!({ "log": [["one", "two"]] }));
 }
@@ -711,10 +781,12 @@ async fn an_answer_survives_a_failed_attempt() {
         "nodes": { "ask": { "use": "ask", "retry": { "attempts": 2, "first": "1s" }, "set": { "log": ["${output}"] } } },
         "edges": ["start -> ask -> end"],
     });
-    let script = Script::default().with("ask", Effect::Effectful, |activation| match activation.answers().as_slice() {
-        [] => Ok(Outcome::Ask(Question { value: json!("?"), schema: None, expires: None })),
-        _ if activation.attempt == 1 => Err(NodeError::retryable("bad_luck", "once")),
-        answers => Ok(Outcome::output(json!(answers))),
+    let script = Script::default().with("ask", Effect::Effectful, |activation| {
+        match activation.answers().as_slice() {
+            [] => Ok(Outcome::Ask(Question { value: json!("?"), schema: None, expires: None })),
+            _ if activation.attempt == 1 => Err(NodeError::retryable("bad_luck", "once")),
+            answers => Ok(Outcome::output(json!(answers))),
+        }
     });
     let world = World::new(&[file], script, json!({}));
     assert!(world.waiting().await.people_only());
@@ -735,7 +807,11 @@ async fn a_question_expires_also_when_it_is_the_second() {
     for answers_before in [0, 1] {
         let script = Script::default().with("both", Effect::Pure, |activation| {
             let value = json!(activation.answers().len());
-            Ok(Outcome::Ask(Question { value, schema: None, expires: Some(Duration::from_secs(60)) }))
+            Ok(Outcome::Ask(Question {
+                value,
+                schema: None,
+                expires: Some(Duration::from_secs(60)),
+            }))
         });
         let world = World::new(std::slice::from_ref(&file), script, json!({}));
         assert!(world.waiting().await.people_only());
@@ -787,7 +863,11 @@ fn outer(max_parallel: u32) -> Value {
 async fn subgraphs_of_a_list_go_on_each_at_its_own_pace() {
     let world = World::new(&[inner(), outer(3)], Script::default(), json!({}));
     let waiting = world.waiting().await;
-    assert_eq!((waiting.outstanding, waiting.wake_below()), (3, 2), "each of the three may go on alone");
+    assert_eq!(
+        (waiting.outstanding, waiting.wake_below()),
+        (3, 2),
+        "each of the three may go on alone"
+    );
     world.store.send_event("one b", &json!(1));
     let waiting = world.waiting().await;
     assert_eq!((waiting.outstanding, waiting.wake_below()), (3, 2), "b has begun its second step");
@@ -811,7 +891,9 @@ async fn subgraphs_that_wait_take_a_place_of_max_parallel() {
             assert_eq!(waiting.outstanding, 1);
             let open = world.store.open();
             assert_eq!(open.len(), 1, "{open:?}");
-            assert!(world.store.send_event(&format!("{step} {item}"), &json!(format!("{step} {item}"))));
+            assert!(
+                world.store.send_event(&format!("{step} {item}"), &json!(format!("{step} {item}")))
+            );
         }
     }
     assert_eq!(world.output().await["log"][2], json!(["one c", "two c"]));
@@ -851,7 +933,8 @@ async fn waits_below_a_subgraph_that_failed_are_over() {
                    "handler": { "wait": { "event": "go" }, "set": { "log": ["${error.kind}"] } } },
         "edges": ["start -> call -> end", "handler -> end"],
     });
-    let script = Script::default().with("bad", Effect::Pure, |_| Err(NodeError::fatal("broken", "for good")));
+    let script = Script::default()
+        .with("bad", Effect::Pure, |_| Err(NodeError::fatal("broken", "for good")));
     let world = World::new(&[inner, outer], script, json!({}));
     assert_eq!(world.waiting().await.outstanding, 1);
     let open = world.store.open();
@@ -931,7 +1014,8 @@ async fn an_activation_whose_result_is_stored_is_not_run_again() {
         }
         .boxed()
     });
-    let world = World::new(&[file], Script::default().with_async("work", Effect::Pure, work), json!({}));
+    let world =
+        World::new(&[file], Script::default().with_async("work", Effect::Pure, work), json!({}));
     assert!(world.go().now_or_never().is_none());
     assert_eq!(world.store.early_writes(), 3);
     dies.store(false, Ordering::SeqCst);
@@ -951,7 +1035,11 @@ async fn results_of_siblings_are_stored_when_one_fails_the_run() {
     let script = Script::default().with("work", Effect::Pure, move |activation| {
         counted.fetch_add(1, Ordering::SeqCst);
         let last = activation.task.item.as_ref().unwrap().index == 2;
-        if last && breaks.load(Ordering::SeqCst) { Err(NodeError::fatal("broken", "now")) } else { done() }
+        if last && breaks.load(Ordering::SeqCst) {
+            Err(NodeError::fatal("broken", "now"))
+        } else {
+            done()
+        }
     });
     let world = World::new(&[file], script, json!({}));
     assert_eq!(world.failure().await.kind, "broken");
@@ -1022,7 +1110,11 @@ async fn nothing_is_left_waiting_when_a_run_has_gone_past_it() {
     let world = World::new(&[file], script, json!({}));
     assert_eq!(world.waiting().await.outstanding, 1);
     let open = world.store.open();
-    assert_eq!(open.iter().map(|open| open.node.as_str()).collect::<Vec<_>>(), ["wait"], "the attempt's row is settled");
+    assert_eq!(
+        open.iter().map(|open| open.node.as_str()).collect::<Vec<_>>(),
+        ["wait"],
+        "the attempt's row is settled"
+    );
 }
 
 #[tokio::test]
@@ -1059,7 +1151,8 @@ async fn the_state_is_changed_in_place() {
     let checkpointer = Arc::new(world.store.grant(0));
     let root = restore(&*checkpointer, "", &world.graph).await.unwrap().unwrap();
     let channel = world.graph.find_channel("log").unwrap();
-    let first_item = |state: &State| state.get(channel).unwrap().json()[0].as_str().unwrap().as_ptr();
+    let first_item =
+        |state: &State| state.get(channel).unwrap().json()[0].as_str().unwrap().as_ptr();
     let before = first_item(&root.state);
     let run = Run {
         run_id: world.run_id,
@@ -1074,5 +1167,9 @@ async fn the_state_is_changed_in_place() {
     };
     let Exit::Done(state) = run.advance(root).await.unwrap() else { panic!() };
     assert_eq!(state.output(&world.graph), json!({ "log": ["old", "new", "new"] }));
-    assert_eq!(first_item(&state), before, "a copy of the list would have another text in its first place");
+    assert_eq!(
+        first_item(&state),
+        before,
+        "a copy of the list would have another text in its first place"
+    );
 }
