@@ -8,6 +8,7 @@ mod architecture;
 mod assistants;
 mod cli;
 mod crash_points;
+mod crash_random;
 mod gateway;
 mod runs;
 mod scoping;
