@@ -63,8 +63,14 @@ impl Request {
     /// Whether it is a root checkpoint and nothing else, which the small statements can write.
     fn is_plain(&self) -> bool {
         let Commit { namespace, checkpoint, writes, waits, settles, stream, .. } = &*self.commit;
-        let plain_row = checkpoint.as_ref().is_some_and(|row| row.values.is_empty() && row.parent.is_none());
-        plain_row && namespace.is_empty() && writes.is_empty() && waits.is_empty() && !settles && stream.is_empty()
+        let plain_row =
+            checkpoint.as_ref().is_some_and(|row| row.values.is_empty() && row.parent.is_none());
+        plain_row
+            && namespace.is_empty()
+            && writes.is_empty()
+            && waits.is_empty()
+            && !settles
+            && stream.is_empty()
     }
 }
 
@@ -162,7 +168,9 @@ impl Committer {
                     Ok(Look::Written) => return Ok(()),
                     Ok(Look::Fenced) => return Err(CommitError::Fenced),
                     Ok(Look::Locked) => {}
-                    Err(err) if waited >= RETRY_FOR || !err.is_unavailable() => return Err(err.into()),
+                    Err(err) if waited >= RETRY_FOR || !err.is_unavailable() => {
+                        return Err(err.into());
+                    }
                     Err(_) => {}
                 },
             }
@@ -182,7 +190,9 @@ impl Committer {
         )
         .fetch_optional(&self.0.pool)
         .await?;
-        let Some(head) = head.filter(|head| head.fence == request.fence && head.status == "running") else {
+        let Some(head) =
+            head.filter(|head| head.fence == request.fence && head.status == "running")
+        else {
             return Ok(Look::Fenced);
         };
         let advances = request.next_root_seq() != request.root_seq;
@@ -268,11 +278,17 @@ impl Inner {
         let verdicts: Vec<Verdict> = match &result {
             Ok(passed) => requests
                 .iter()
-                .map(|request| if passed.contains(&request.run_id) { Verdict::Passed } else { Verdict::Unsure })
+                .map(|request| {
+                    if passed.contains(&request.run_id) { Verdict::Passed } else { Verdict::Unsure }
+                })
                 .collect(),
             Err(err) => {
                 let verdict = if err.is_unavailable() { Verdict::Unsure } else { Verdict::Alone };
-                tracing::warn!(error = err as &dyn std::error::Error, commits = requests.len(), "a batch of commits failed");
+                tracing::warn!(
+                    error = err as &dyn std::error::Error,
+                    commits = requests.len(),
+                    "a batch of commits failed"
+                );
                 vec![verdict; requests.len()]
             }
         };
@@ -344,7 +360,11 @@ async fn execute_one(pool: &PgPool, request: &Request) -> Result<HashSet<RunId>,
 
 /// Root checkpoints of several runs, one each.
 async fn execute_plain(pool: &PgPool, requests: &[Request]) -> Result<HashSet<RunId>, StoreError> {
-    let rows = || requests.iter().filter_map(|request| request.commit.checkpoint.as_ref().map(|row| (request, row)));
+    let rows = || {
+        requests
+            .iter()
+            .filter_map(|request| request.commit.checkpoint.as_ref().map(|row| (request, row)))
+    };
     let passed = sqlx::query_scalar!(
         r#"with b as (
              select * from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::uuid[], $6::int[],
@@ -546,6 +566,7 @@ impl Columns {
 ///
 /// An event that a wait names may have come before the wait: it is taken from `events` in the same
 /// statement. A sender of events locks the head first, so the two cannot pass each other.
+#[expect(clippy::too_many_lines, reason = "one statement and its columns")]
 async fn execute_full(pool: &PgPool, requests: &[Request]) -> Result<HashSet<RunId>, StoreError> {
     let c = Columns::of(requests);
     let passed = sqlx::query_scalar!(
