@@ -25,7 +25,7 @@ use crate::graph::exec::NodeSource;
 use crate::ids::{InstanceId, RunId};
 use crate::store::commit::Committer;
 use crate::store::graphs::Graphs;
-use crate::store::queue::{self, Grant};
+use crate::store::queue::{self, Claim, Grant};
 use crate::store::signals::Signals;
 use crate::store::{StoreError, crash};
 
@@ -103,6 +103,16 @@ struct Held {
 enum End {
     Stop,
     LeaseLost,
+}
+
+/// When the queue is to be looked at again.
+struct Next {
+    /// At the latest after this.
+    pause: Duration,
+    /// Whether a run's end makes room for others.
+    full: bool,
+    /// Whether suspects wait for the one that runs.
+    suspects: bool,
 }
 
 impl std::fmt::Debug for Driver {
@@ -201,7 +211,8 @@ impl Driver {
                 }
                 runs.shutdown().await;
                 let mut db = self.shared.pool.acquire().await?;
-                crash::around("unregister", queue::unregister(&mut db, config.instance, epoch)).await?;
+                crash::around("unregister", queue::unregister(&mut db, config.instance, epoch))
+                    .await?;
                 self.shared.signals.queued();
             }
             End::LeaseLost => runs.shutdown().await,
@@ -221,7 +232,8 @@ impl Driver {
             let left = config.lease.saturating_sub(renewed.elapsed());
             let renewal = async {
                 let mut db = self.shared.pool.acquire().await?;
-                crash::around("renew", queue::renew(&mut db, config.instance, epoch, config.lease)).await
+                crash::around("renew", queue::renew(&mut db, config.instance, epoch, config.lease))
+                    .await
             };
             match tokio::time::timeout(left, renewal).await {
                 Ok(Ok(true)) => renewed = asked,
@@ -243,7 +255,7 @@ impl Driver {
     async fn claim_and_run(
         &self,
         epoch: i64,
-        runs: &mut JoinSet<RunId>,
+        runs: &mut JoinSet<(RunId, i64)>,
         stop: &CancellationToken,
     ) -> End {
         let mut ended = self.shared.signals.ended();
@@ -255,39 +267,65 @@ impl Driver {
                 self.recover().await;
                 recovered = Some(Instant::now());
             }
-            let more = match self.claim_once(epoch, runs, &suspects).await {
-                Ok(more) => more,
+            let next = match self.claim_once(epoch, runs, &suspects).await {
+                Ok(next) => next,
                 Err(err) => {
                     tracing::warn!(
                         error = &err as &dyn std::error::Error,
                         "runs could not be claimed"
                     );
-                    false
+                    Next { pause: POLL, full: false, suspects: false }
                 }
             };
-            let pause = if more { Duration::ZERO } else { self.pause().await };
             if checked.elapsed() >= CHECK_HELD {
                 self.drop_lost().await;
                 checked = Instant::now();
             }
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => return End::Stop,
-                Some(done) = runs.join_next(), if !runs.is_empty() => self.forget(done),
-                run = ended.recv() => self.heard_end(run).await,
-                () = self.shared.signals.wait_queued(), if !more => {}
-                () = tokio::time::sleep(pause) => {}
-            }
-            while let Some(done) = runs.try_join_next() {
-                self.forget(done);
+            if self.wait(&next, runs, &mut ended, &suspects, stop).await {
+                return End::Stop;
             }
         }
     }
 
-    fn forget(&self, done: Result<RunId, tokio::task::JoinError>) {
+    /// Waits until the queue is to be looked at again. True: the driver is to stop.
+    ///
+    /// A run that ends is no reason to look, unless there was no room for others: what it leads to is told.
+    async fn wait(
+        &self,
+        next: &Next,
+        runs: &mut JoinSet<(RunId, i64)>,
+        ended: &mut broadcast::Receiver<RunId>,
+        suspects: &Arc<Semaphore>,
+        stop: &CancellationToken,
+    ) -> bool {
+        let over = tokio::time::sleep(next.pause);
+        tokio::pin!(over);
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return true,
+                Some(done) = runs.join_next(), if !runs.is_empty() => {
+                    self.forget(done);
+                    if next.full {
+                        return false;
+                    }
+                }
+                run = ended.recv() => self.heard_end(run).await,
+                () = self.shared.signals.wait_queued() => return false,
+                _ = suspects.acquire(), if next.suspects => return false,
+                () = &mut over => return false,
+            }
+        }
+    }
+
+    fn forget(&self, done: Result<(RunId, i64), tokio::task::JoinError>) {
         match done {
-            Ok(run) => {
-                self.held().remove(&run);
+            Ok((run, fence)) => {
+                let mut held = self.held();
+                // It may have been parked, woken and claimed again before its first task was seen to end.
+                if held.get(&run).is_some_and(|known| known.fence == fence) {
+                    held.remove(&run);
+                }
             }
             Err(err) if err.is_cancelled() => {}
             Err(err) => {
@@ -350,48 +388,60 @@ impl Driver {
         }
     }
 
-    /// How long nothing will be due.
-    async fn pause(&self) -> Duration {
-        let result = async {
-            let mut db = self.shared.pool.acquire().await?;
-            queue::next_due(&mut db).await
-        };
-        // A due time just ahead is not polled for in a hot loop.
-        result.await.ok().flatten().map_or(POLL, |due| due.clamp(Duration::from_millis(1), POLL))
-    }
-
-    /// Claims what there is room for and starts it. True: there may be more.
+    /// Claims what there is room for and starts it.
     async fn claim_once(
         &self,
         epoch: i64,
-        runs: &mut JoinSet<RunId>,
+        runs: &mut JoinSet<(RunId, i64)>,
         suspects: &Arc<Semaphore>,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<Next, StoreError> {
         let config = &self.shared.config;
         let room =
             i64::try_from(config.capacity.saturating_sub(self.in_memory())).unwrap_or(i64::MAX);
         if room == 0 {
-            return Ok(false);
+            return Ok(Next { pause: POLL, full: true, suspects: false });
         }
         let mut db = self.shared.pool.acquire().await?;
-        let due = queue::due(&mut db, PROMOTE).await?;
-        let promoted = if due.parked { self.promote(&mut db).await? } else { 0 };
+        let mut queued = queue::look(&mut db).await?;
+        if queued.due.is_some_and(|due| due.is_zero()) {
+            queued.ready |= self.promote_due(&mut db).await?;
+        }
+        let mut more = false;
+        // After a crash one of many runs killed the process: they go one at a time until each has committed.
+        let mut suspects_wait = false;
+        if queued.suspect {
+            match Arc::clone(suspects).try_acquire_owned() {
+                Ok(permit) => {
+                    if let Some(grant) = self.claim(&mut db, epoch, Claim::Suspect).await?.pop() {
+                        self.start(runs, grant, Some(permit));
+                        suspects_wait = true;
+                    }
+                }
+                Err(_) => suspects_wait = true,
+            }
+        }
+        if queued.ready {
+            let grants = self.claim(&mut db, epoch, Claim::Ready(room.min(CLAIM))).await?;
+            more = !grants.is_empty();
+            for grant in grants {
+                self.start(runs, grant, None);
+            }
+        }
+        // A due time just ahead is not polled for in a hot loop.
+        let due = queued.due.map_or(POLL, |due| due.clamp(Duration::from_millis(1), POLL));
+        let pause = if more { Duration::ZERO } else { due };
+        Ok(Next { pause, full: false, suspects: suspects_wait })
+    }
+
+    /// Makes claimable what is due. True: something may be.
+    async fn promote_due(&self, db: &mut sqlx::PgConnection) -> Result<bool, StoreError> {
+        let due = queue::due(db, PROMOTE).await?;
+        let promoted = if due.parked { self.promote(db).await? } else { 0 };
+        let followups = !due.followups.is_empty();
         for (thread, run) in due.followups {
             advance::activate_followup(&self.shared, thread, run).await?;
         }
-        // After a crash one of many runs killed the process: they go one at a time until each has committed.
-        if let Ok(permit) = Arc::clone(suspects).try_acquire_owned() {
-            if let Some(grant) = self.claim(&mut db, epoch, 1, true).await?.pop() {
-                self.start(runs, grant, Some(permit));
-                return Ok(true);
-            }
-        }
-        let grants = self.claim(&mut db, epoch, room.min(CLAIM), false).await?;
-        let more = !grants.is_empty() || i64::try_from(promoted).unwrap_or(0) == PROMOTE;
-        for grant in grants {
-            self.start(runs, grant, None);
-        }
-        Ok(more)
+        Ok(promoted > 0 || followups)
     }
 
     /// Makes runs claimable whose time has come.
@@ -406,21 +456,18 @@ impl Driver {
         Ok(promoted)
     }
 
-    async fn claim(&self, db: &mut sqlx::PgConnection, epoch: i64, limit: i64, suspects: bool) -> Result<Vec<Grant>, StoreError> {
-        let mut tx = db.begin().await?;
-        let grants =
-            queue::claim(&mut tx, self.shared.config.instance, epoch, limit, suspects).await?;
-        if grants.is_empty() {
-            tx.rollback().await?;
-        } else {
-            crash::commit(tx, "claim").await?;
-        }
-        Ok(grants)
+    async fn claim(
+        &self,
+        db: &mut sqlx::PgConnection,
+        epoch: i64,
+        claim: Claim,
+    ) -> Result<Vec<Grant>, StoreError> {
+        crash::around("claim", queue::claim(db, self.shared.config.instance, epoch, claim)).await
     }
 
     fn start(
         &self,
-        runs: &mut JoinSet<RunId>,
+        runs: &mut JoinSet<(RunId, i64)>,
         grant: Grant,
         suspect: Option<tokio::sync::OwnedSemaphorePermit>,
     ) {
@@ -428,13 +475,13 @@ impl Driver {
         let shared = Arc::clone(&self.shared);
         let abort = runs.spawn(async move {
             advance::advance(&shared, grant, suspect).await;
-            run
+            (run, fence)
         });
         self.held().insert(run, Held { fence, abort });
     }
 
     /// Lets runs come to a checkpoint and releases them; after the grace period the rest is dropped.
-    async fn drain(&self, runs: &mut JoinSet<RunId>) {
+    async fn drain(&self, runs: &mut JoinSet<(RunId, i64)>) {
         self.shared.drain.store(true, Ordering::Relaxed);
         let wait = async {
             while let Some(done) = runs.join_next().await {
