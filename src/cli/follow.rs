@@ -117,6 +117,8 @@ struct Progress {
     watch: Watch,
     bar: Option<ProgressBar>,
     superstep: u32,
+    /// What the ids of its events begin with.
+    place: String,
     /// Node -> activations that started and ended.
     nodes: BTreeMap<String, (u32, u32)>,
 }
@@ -132,7 +134,7 @@ impl Progress {
             }
             bar
         });
-        Self { watch, bar, superstep: 0, nodes: BTreeMap::new() }
+        Self { watch, bar, superstep: 0, place: String::new(), nodes: BTreeMap::new() }
     }
 
     fn event(&mut self, event: &Event) {
@@ -142,30 +144,33 @@ impl Progress {
             Watch::Json => {
                 show::json_line(&json!({"event": event.event, "id": event.id, "data": data}));
             }
-            Watch::Live => self.live(&event.event, &data),
+            Watch::Live => self.live(event, &data),
         }
     }
 
-    fn live(&mut self, event: &str, data: &Value) {
-        let (mode, namespace) = event.split_once('|').unwrap_or((event, ""));
+    fn live(&mut self, event: &Event, data: &Value) {
+        let (mode, namespace) = event.event.split_once('|').unwrap_or((&event.event, ""));
+        // An id is the superstep and a place within it.
+        let place = event.id.split('-').next().unwrap_or_default();
         match mode {
-            "tasks" if namespace.is_empty() => self.activation(data),
+            "tasks" if namespace.is_empty() => self.activation(place, data),
             "custom" => self.say(&format!("  {}", show::text(data))),
             _ => {}
         }
     }
 
-    /// An activation began, or it ended: the end has a result.
-    fn activation(&mut self, data: &Value) {
+    /// An activation began, or it ended: the end has a result. One that is over at once has no begin.
+    fn activation(&mut self, place: &str, data: &Value) {
+        if place != self.place || self.superstep == 0 {
+            self.end_superstep();
+            self.superstep += 1;
+            place.clone_into(&mut self.place);
+        }
         let name = show::text(&data["name"]);
+        let counts = self.nodes.entry(name.clone()).or_default();
         if data.get("result").is_none() {
-            if self.nodes.values().all(|(started, ended)| started == ended) {
-                self.end_superstep();
-                self.superstep += 1;
-            }
-            self.nodes.entry(name).or_default().0 += 1;
+            counts.0 += 1;
         } else {
-            let counts = self.nodes.entry(name.clone()).or_default();
             counts.1 += 1;
             counts.0 = counts.0.max(counts.1);
             self.ended(&name, data);
@@ -223,18 +228,21 @@ mod tests {
 
     #[test]
     fn activations_are_counted_by_node_and_superstep() {
-        let mut progress =
-            Progress { watch: Watch::Quiet, bar: None, superstep: 0, nodes: BTreeMap::new() };
+        let mut progress = Progress::new(Watch::Quiet);
         let start = |name: &str| json!({"id": "x", "name": name, "input": {}, "triggers": []});
-        let end = |name: &str| json!({"id": "x", "name": name, "error": null, "result": {}, "interrupts": []});
-        progress.activation(&start("scan"));
-        progress.activation(&start("scan"));
-        progress.activation(&end("scan"));
-        progress.activation(&start("audit"));
-        assert_eq!((progress.superstep, progress.counts()), (1, "audit, scan 1/2".to_owned()));
-        progress.activation(&end("scan"));
-        progress.activation(&end("audit"));
-        progress.activation(&start("report"));
-        assert_eq!((progress.superstep, progress.counts()), (2, "report".to_owned()));
+        let end = |name: &str| json!({"id": "x", "name": name, "error": null, "result": {}});
+        let mut check = |place: &str, activation: Value, expected: (u32, &str)| {
+            progress.activation(place, &activation);
+            assert_eq!((progress.superstep, progress.counts().as_str()), expected);
+        };
+        check("1", start("scan"), (1, "scan"));
+        check("1", start("scan"), (1, "scan 0/2"));
+        check("1", end("scan"), (1, "scan 1/2"));
+        check("1", start("audit"), (1, "audit, scan 1/2"));
+        check("1", end("scan"), (1, "audit, scan 2/2"));
+        // These are over at once.
+        check("2", end("merge"), (2, "merge"));
+        check("2", end("merge"), (2, "merge 2/2"));
+        check("3", start("report"), (3, "report"));
     }
 }

@@ -7,13 +7,13 @@
 
 mod client;
 mod follow;
+mod graph;
 mod run;
 mod runs;
+mod serve;
 mod show;
 mod threads;
 mod token;
-mod serve;
-mod graph;
 mod worker;
 
 use std::process::ExitCode;

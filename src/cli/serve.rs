@@ -14,7 +14,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::SystemClock;
-use crate::config::{ConfigError, DatabaseConfig, LocalWorkerConfig, LogFormat, ServeArgs, ServeConfig};
+use crate::config::{
+    ConfigError, DatabaseConfig, LocalWorkerConfig, LogFormat, ServeArgs, ServeConfig,
+};
 use crate::driver::instance::Instance;
 use crate::driver::{Driver, DriverConfig};
 use crate::gateway::origin::OriginPolicy;
@@ -73,10 +75,15 @@ async fn serve(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let env = serde_json::to_value(&config.graph_env)?;
-    let registry = Registry::default();
+    let registry = registry(config);
     let limits = ServiceLimits::default();
-    let services =
-        Services::with_nodes(database.pool.clone(), Arc::new(SystemClock), limits, Arc::new(registry.clone()), env.clone());
+    let services = Services::with_nodes(
+        database.pool.clone(),
+        Arc::new(SystemClock),
+        limits,
+        Arc::new(registry.clone()),
+        env.clone(),
+    );
     let registry = registry.with_job(Job::new(services.clone()));
     services.register_graphs(load_graphs(config, &registry)?).await?;
     services.bootstrap_admin(&config.admin_token_file).await?;
@@ -87,7 +94,9 @@ async fn serve(
         Arc::new(registry),
         DriverConfig {
             instance: instance.id,
-            host: nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
+            host: nix::unistd::gethostname()
+                .map(|name| name.to_string_lossy().into_owned())
+                .unwrap_or_default(),
             lease: config.lease,
             capacity: config.driver_capacity,
             env,
@@ -95,7 +104,8 @@ async fn serve(
         },
     ));
     let address = listener.local_addr()?;
-    let gateway = Gateway::new(services.clone(), gateway_config(config), vec![driver_check(&driver)]);
+    let gateway =
+        Gateway::new(services.clone(), gateway_config(config), vec![driver_check(&driver)]);
     let mut background = JoinSet::new();
     let (signals, direct) = (Arc::clone(services.hub()), database.direct.clone());
     background.spawn(async move { signals.run(direct).await });
@@ -123,6 +133,17 @@ async fn serve(
     served.context("the server ended")
 }
 
+/// The nodes that are there before the services are.
+fn registry(config: &ServeConfig) -> Registry {
+    let registry = Registry::default();
+    #[cfg(debug_assertions)]
+    if config.test_nodes {
+        return registry.with(crate::nodes::testing::APPEND, crate::nodes::testing::Append);
+    }
+    let _ = config;
+    registry
+}
+
 /// The local worker's configuration; its token is new with each start.
 fn worker_config(config: &ServeConfig, worker: &LocalWorkerConfig) -> WorkerConfig {
     WorkerConfig {
@@ -135,18 +156,30 @@ fn worker_config(config: &ServeConfig, worker: &LocalWorkerConfig) -> WorkerConf
 
 /// Keeps a local worker alive, and fetches what it finishes, until dropped.
 async fn keep_worker(services: &Services, name: String, config: WorkerConfig) {
-    let http = match reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).no_proxy().build() {
+    let http = match reqwest::Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        .no_proxy()
+        .build()
+    {
         Ok(http) => http,
         Err(err) => {
-            tracing::error!(error = &err as &dyn std::error::Error, "no HTTP client for the local worker");
+            tracing::error!(
+                error = &err as &dyn std::error::Error,
+                "no HTTP client for the local worker"
+            );
             return;
         }
     };
     loop {
         match LocalWorker::start(&config).await {
             Ok(mut worker) => {
-                tracing::info!(address = worker.base_url(), pid = worker.pid(), "the local worker runs");
-                let client = WorkerClient::new(worker.base_url(), worker.token().clone(), http.clone());
+                tracing::info!(
+                    address = worker.base_url(),
+                    pid = worker.pid(),
+                    "the local worker runs"
+                );
+                let client =
+                    WorkerClient::new(worker.base_url(), worker.token().clone(), http.clone());
                 let known = KnownWorker { name: name.clone(), client };
                 services.set_worker(Some(known.clone()));
                 tokio::select! {
@@ -155,7 +188,10 @@ async fn keep_worker(services: &Services, name: String, config: WorkerConfig) {
                 }
                 services.set_worker(None);
             }
-            Err(err) => tracing::error!(error = &err as &dyn std::error::Error, "the local worker could not be started"),
+            Err(err) => tracing::error!(
+                error = &err as &dyn std::error::Error,
+                "the local worker could not be started"
+            ),
         }
         tokio::time::sleep(WORKER_RESTART).await;
     }
@@ -206,8 +242,11 @@ fn load_graphs(config: &ServeConfig, registry: &Registry) -> anyhow::Result<Grap
 async fn open_database(config: &ServeConfig) -> anyhow::Result<Database> {
     let (options, direct, embedded) = match &config.database {
         DatabaseConfig::Embedded { pg_bin, search_path, pg_user, settings } => {
-            let binaries =
-                BinarySearch { configured: pg_bin.clone(), path: search_path.clone(), ..BinarySearch::default() };
+            let binaries = BinarySearch {
+                configured: pg_bin.clone(),
+                path: search_path.clone(),
+                ..BinarySearch::default()
+            };
             let embedded = Embedded::start(EmbeddedConfig {
                 binaries,
                 user: pg_user.clone(),
@@ -218,17 +257,24 @@ async fn open_database(config: &ServeConfig) -> anyhow::Result<Database> {
             (embedded.connect_options(), embedded.connect_options(), Some(embedded))
         }
         DatabaseConfig::External { url, direct_url } => {
-            let parse = |url: &str| PgConnectOptions::from_str(url).context("the database's address cannot be read");
+            let parse = |url: &str| {
+                PgConnectOptions::from_str(url).context("the database's address cannot be read")
+            };
             (parse(url.expose())?, parse(direct_url.expose())?, None)
         }
     };
-    Ok(Database { pool: connect::pool(options, config.pool_size), direct: connect::pool(direct, DIRECT_POOL), embedded })
+    Ok(Database {
+        pool: connect::pool(options, config.pool_size),
+        direct: connect::pool(direct, DIRECT_POOL),
+        embedded,
+    })
 }
 
 fn stop_signal() -> anyhow::Result<CancellationToken> {
     use tokio::signal::unix::{SignalKind, signal};
     let stop = CancellationToken::new();
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (mut terminate, mut interrupt) =
+        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let token = stop.clone();
     // Ends with the process: there is nothing to await.
     #[expect(clippy::disallowed_methods, reason = "lives exactly as long as the process")]

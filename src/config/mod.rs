@@ -126,6 +126,11 @@ pub struct ServeArgs {
     #[arg(long = "image", env = "CYNAI_IMAGES", value_name = "NAME=DIR", value_delimiter = ';', value_parser = parse_image)]
     pub images: Vec<(String, PathBuf)>,
 
+    /// Register the nodes that tests use.
+    #[cfg(debug_assertions)]
+    #[arg(long, env = "CYNAI_TEST_NODES", hide = true, value_parser = FalseyValueParser::new())]
+    pub test_nodes: bool,
+
     /// How to log.
     #[command(flatten)]
     pub log: LogArgs,
@@ -286,6 +291,8 @@ pub struct ServeConfig {
     pub admin_token_file: PathBuf,
     /// The worker beside the server; none with --no-local-worker.
     pub local_worker: Option<LocalWorkerConfig>,
+    /// Whether graphs may use the nodes of tests; never in a release build.
+    pub test_nodes: bool,
     /// Logging.
     pub log_format: LogFormat,
     /// Logging.
@@ -335,6 +342,10 @@ impl ServeArgs {
             driver_capacity: self.driver_capacity as usize,
             body_limit_bytes: self.body_limit,
             local_worker: (!self.no_local_worker).then_some(worker),
+            #[cfg(debug_assertions)]
+            test_nodes: self.test_nodes,
+            #[cfg(not(debug_assertions))]
+            test_nodes: false,
             allowed_hosts: self.allowed_hosts,
             log_format: self.log.log_format,
             log_filter: self.log.log_filter,

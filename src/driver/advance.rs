@@ -1,7 +1,7 @@
 //! One grant, from the claim to the moment when the run leaves memory.
 
-use std::sync::atomic::AtomicI64;
 use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -52,7 +52,11 @@ impl From<sqlx::Error> for AdvanceError {
 }
 
 /// Moves a run until it leaves memory.
-pub(super) async fn advance(shared: &Arc<Shared>, grant: Grant, suspect: Option<OwnedSemaphorePermit>) {
+pub(super) async fn advance(
+    shared: &Arc<Shared>,
+    grant: Grant,
+    suspect: Option<OwnedSemaphorePermit>,
+) {
     let run = grant.run_id;
     let result = match suspect {
         Some(permit) => move_suspect(shared, &grant, permit).await,
@@ -60,12 +64,19 @@ pub(super) async fn advance(shared: &Arc<Shared>, grant: Grant, suspect: Option<
     };
     let Err(err) = result else { return };
     match &err {
-        AdvanceError::Fenced | AdvanceError::Exec(ExecError::Checkpoint(CheckpointError::Fenced)) => {
+        AdvanceError::Fenced
+        | AdvanceError::Exec(ExecError::Checkpoint(CheckpointError::Fenced)) => {
             tracing::info!(run.id = %run, fence = grant.fence, "run {run} went on elsewhere");
         }
-        AdvanceError::Exec(ExecError::Decode(_)) | AdvanceError::Graph(GraphError::Unusable { .. } | GraphError::Unknown(_)) | AdvanceError::Unreadable(_) => {
+        AdvanceError::Exec(ExecError::Decode(_))
+        | AdvanceError::Graph(GraphError::Unusable { .. } | GraphError::Unknown(_))
+        | AdvanceError::Unreadable(_) => {
             tracing::error!(error = &err as &dyn std::error::Error, run.id = %run, "run {run} cannot be read");
-            let failure = Failure { kind: "unreadable".to_owned(), message: crate::graph::exec::chain(&err), attempts: 1 };
+            let failure = Failure {
+                kind: "unreadable".to_owned(),
+                message: crate::graph::exec::chain(&err),
+                attempts: 1,
+            };
             if let Err(err) = end_failed(shared, &grant, None, &failure).await {
                 give_back(shared, &grant, &err).await;
             }
@@ -75,7 +86,11 @@ pub(super) async fn advance(shared: &Arc<Shared>, grant: Grant, suspect: Option<
 }
 
 /// Moves a run that a process died with; the next suspect waits until this one has committed, or a while.
-async fn move_suspect(shared: &Arc<Shared>, grant: &Grant, permit: OwnedSemaphorePermit) -> Result<(), AdvanceError> {
+async fn move_suspect(
+    shared: &Arc<Shared>,
+    grant: &Grant,
+    permit: OwnedSemaphorePermit,
+) -> Result<(), AdvanceError> {
     let mut moved = shared.signals.subscribe(grant.run_id);
     let let_go = async {
         moved.moved(SUSPECT_FOR).await;
@@ -97,7 +112,7 @@ async fn give_back(shared: &Arc<Shared>, grant: &Grant, err: &AdvanceError) {
         tokio::time::sleep(GIVE_BACK_AFTER).await;
         let result = async {
             let mut db = shared.pool.acquire().await?;
-            queue::release(&mut db, run, grant.fence).await
+            crash::around("give back", queue::release(&mut db, run, grant.fence)).await
         };
         if result.await.is_ok() {
             shared.signals.queued();
@@ -108,8 +123,8 @@ async fn give_back(shared: &Arc<Shared>, grant: &Grant, err: &AdvanceError) {
 
 async fn move_run(shared: &Arc<Shared>, grant: &Grant) -> Result<(), AdvanceError> {
     let graph = shared.graphs.get(&grant.graph_hash).await?;
-    let stored: RunOptions =
-        serde_json::from_slice(&grant.options).map_err(|err| AdvanceError::Unreadable(format!("the run's options: {err}")))?;
+    let stored: RunOptions = serde_json::from_slice(&grant.options)
+        .map_err(|err| AdvanceError::Unreadable(format!("the run's options: {err}")))?;
     if grant.claims >= shared.config.max_claims {
         return ask_about_poison(shared, grant, &graph).await;
     }
@@ -160,7 +175,8 @@ async fn move_run(shared: &Arc<Shared>, grant: &Grant) -> Result<(), AdvanceErro
         let exit = match until(shared, deadline, run.advance(root)).await? {
             Some(exit) => exit?,
             None => {
-                let message = "the run took longer than `limits: duration` of its graph allows".to_owned();
+                let message =
+                    "the run took longer than `limits: duration` of its graph allows".to_owned();
                 let failure = Failure { kind: "duration_limit".to_owned(), message, attempts: 1 };
                 return end_failed(shared, grant, Some(&graph), &failure).await;
             }
@@ -192,9 +208,7 @@ async fn leave(
         Exit::Waiting(waiting) => return park(shared, grant, &waiting, wake, deadline).await,
         Exit::Released => {
             let mut db = shared.pool.acquire().await?;
-            crash::before("release");
-            queue::release(&mut db, grant.run_id, grant.fence).await?;
-            crash::after("release");
+            crash::around("release", queue::release(&mut db, grant.run_id, grant.fence)).await?;
             shared.signals.queued();
         }
     }
@@ -210,9 +224,8 @@ async fn park(
 ) -> Result<Option<i64>, AdvanceError> {
     let below = i32::try_from(waiting.wake_below()).unwrap_or(i32::MAX);
     let mut db = shared.pool.acquire().await?;
-    crash::before("park");
-    let parked = queue::park(&mut db, grant.run_id, grant.fence, wake, below, deadline).await?;
-    crash::after("park");
+    let parking = queue::park(&mut db, grant.run_id, grant.fence, wake, below, deadline);
+    let parked = crash::around("park", parking).await?;
     match parked {
         Parked::Yes => {
             shared.signals.run_moved(grant.run_id, false);
@@ -224,7 +237,11 @@ async fn park(
 }
 
 /// Runs `work` until `deadline`; `None` when that came first. The clock is the database's.
-async fn until<T>(shared: &Shared, deadline: Option<DateTime<Utc>>, work: impl Future<Output = T>) -> Result<Option<T>, AdvanceError> {
+async fn until<T>(
+    shared: &Shared,
+    deadline: Option<DateTime<Utc>>,
+    work: impl Future<Output = T>,
+) -> Result<Option<T>, AdvanceError> {
     let Some(deadline) = deadline else { return Ok(Some(work.await)) };
     let mut db = shared.pool.acquire().await?;
     let left = queue::until(&mut db, deadline).await?;
@@ -252,9 +269,15 @@ fn ambient(shared: &Shared, grant: &Grant, graph: &Graph, stored: &RunOptions) -
 }
 
 /// The first checkpoint of a run that waited for its thread. `None`: it could not begin and has ended.
-async fn begin_run(shared: &Arc<Shared>, grant: &Grant, graph: &Arc<Graph>, ambient: &Ambient) -> Result<Option<i64>, AdvanceError> {
+async fn begin_run(
+    shared: &Arc<Shared>,
+    grant: &Grant,
+    graph: &Arc<Graph>,
+    ambient: &Ambient,
+) -> Result<Option<i64>, AdvanceError> {
     let order: Order = match &grant.input {
-        Some(bytes) => serde_json::from_slice(bytes).map_err(|err| AdvanceError::Unreadable(format!("the run's input: {err}")))?,
+        Some(bytes) => serde_json::from_slice(bytes)
+            .map_err(|err| AdvanceError::Unreadable(format!("the run's input: {err}")))?,
         None => Order::default(),
     };
     let mut tx = shared.pool.begin().await?;
@@ -265,7 +288,11 @@ async fn begin_run(shared: &Arc<Shared>, grant: &Grant, graph: &Arc<Graph>, ambi
         Ok(begun) => begun,
         Err(err) => {
             tx.rollback().await?;
-            let failure = Failure { kind: "invalid_input".to_owned(), message: crate::graph::exec::chain(&err), attempts: 1 };
+            let failure = Failure {
+                kind: "invalid_input".to_owned(),
+                message: crate::graph::exec::chain(&err),
+                attempts: 1,
+            };
             end_failed(shared, grant, Some(graph), &failure).await?;
             return Ok(None);
         }
@@ -282,16 +309,24 @@ async fn begin_run(shared: &Arc<Shared>, grant: &Grant, graph: &Arc<Graph>, ambi
 }
 
 /// Where a thread stands on a branch, read on the caller's connection.
-async fn standing(db: &mut sqlx::PgConnection, thread: ThreadId, branch: i32, graph: &Graph) -> Result<Standing, AdvanceError> {
-    checkpoints::standing(db, thread, branch, None, graph)
-        .await
-        .map_err(|err| match err {
-            checkpoints::StandingError::Store(err) => err.into(),
-            checkpoints::StandingError::Decode(err) => ExecError::from(err).into(),
-        })
+async fn standing(
+    db: &mut sqlx::PgConnection,
+    thread: ThreadId,
+    branch: i32,
+    graph: &Graph,
+) -> Result<Standing, AdvanceError> {
+    checkpoints::standing(db, thread, branch, None, graph).await.map_err(|err| match err {
+        checkpoints::StandingError::Store(err) => err.into(),
+        checkpoints::StandingError::Decode(err) => ExecError::from(err).into(),
+    })
 }
 
-async fn end_done(shared: &Arc<Shared>, grant: &Grant, graph: &Graph, state: &State) -> Result<(), AdvanceError> {
+async fn end_done(
+    shared: &Arc<Shared>,
+    grant: &Grant,
+    graph: &Graph,
+    state: &State,
+) -> Result<(), AdvanceError> {
     let values = state.to_json(graph).to_string().into_bytes();
     let result = state.output(graph).to_string().into_bytes();
     let ending = Ending {
@@ -308,7 +343,11 @@ async fn end_done(shared: &Arc<Shared>, grant: &Grant, graph: &Graph, state: &St
 }
 
 /// The run ends well, and the thread waits for people: or for whoever goes on after a stop that the client asked for.
-async fn end_asking(shared: &Arc<Shared>, grant: &Grant, graph: &Arc<Graph>) -> Result<(), AdvanceError> {
+async fn end_asking(
+    shared: &Arc<Shared>,
+    grant: &Grant,
+    graph: &Arc<Graph>,
+) -> Result<(), AdvanceError> {
     let mut db = shared.pool.acquire().await?;
     let standing = standing(&mut db, grant.thread_id, grant.branch, graph).await?;
     let seq = standing.position.map_or(0, |position| position.seq);
@@ -317,7 +356,10 @@ async fn end_asking(shared: &Arc<Shared>, grant: &Grant, graph: &Arc<Graph>) -> 
     let mut by_task = Map::new();
     let mut all = Vec::new();
     for waiting in open.iter().filter(|waiting| waiting.kind == "interrupt") {
-        let Some(Ok(question)) = waiting.data.as_deref().map(serde_json::from_slice::<Value>) else { continue };
+        let Some(Ok(question)) = waiting.data.as_deref().map(serde_json::from_slice::<Value>)
+        else {
+            continue;
+        };
         all.push(question.clone());
         by_task.insert(waiting.task_id.to_string(), json!([question]));
     }
@@ -342,7 +384,12 @@ async fn end_asking(shared: &Arc<Shared>, grant: &Grant, graph: &Arc<Graph>) -> 
     end(shared, grant, &ending, expires.then(RunId::new)).await
 }
 
-async fn end_failed(shared: &Arc<Shared>, grant: &Grant, graph: Option<&Arc<Graph>>, failure: &Failure) -> Result<(), AdvanceError> {
+async fn end_failed(
+    shared: &Arc<Shared>,
+    grant: &Grant,
+    graph: Option<&Arc<Graph>>,
+    failure: &Failure,
+) -> Result<(), AdvanceError> {
     let values = match graph {
         Some(graph) => {
             let mut db = shared.pool.acquire().await?;
@@ -355,8 +402,11 @@ async fn end_failed(shared: &Arc<Shared>, grant: &Grant, graph: Option<&Arc<Grap
         }
         None => None,
     };
-    let error = json!({ "error": failure.kind, "message": failure.message }).to_string().into_bytes();
-    let result = json!({ "__error__": { "error": failure.kind, "message": failure.message } }).to_string().into_bytes();
+    let error =
+        json!({ "error": failure.kind, "message": failure.message }).to_string().into_bytes();
+    let result = json!({ "__error__": { "error": failure.kind, "message": failure.message } })
+        .to_string()
+        .into_bytes();
     let ending = Ending {
         status: if failure.kind == "duration_limit" { "timeout" } else { "error" },
         error: Some(&error),
@@ -371,13 +421,22 @@ async fn end_failed(shared: &Arc<Shared>, grant: &Grant, graph: Option<&Arc<Grap
 }
 
 /// Ends the run under its fence; `followup` is the run that starts when a question expires.
-async fn end(shared: &Arc<Shared>, grant: &Grant, ending: &Ending<'_>, followup: Option<RunId>) -> Result<(), AdvanceError> {
+async fn end(
+    shared: &Arc<Shared>,
+    grant: &Grant,
+    ending: &Ending<'_>,
+    followup: Option<RunId>,
+) -> Result<(), AdvanceError> {
     let mut tx = shared.pool.begin().await?;
     runs::lock_thread(&mut tx, grant.thread_id).await?.ok_or(AdvanceError::Fenced)?;
-    let ended = runs::finish(&mut tx, grant.thread_id, grant.run_id, Some(grant.fence), ending).await?;
+    let ended =
+        runs::finish(&mut tx, grant.thread_id, grant.run_id, Some(grant.fence), ending).await?;
     let Some(ended) = ended else { return Err(AdvanceError::Fenced) };
     if let (Some(followup), None) = (followup, ended.promoted) {
-        let options = RunOptions { engine: Options { resumed: true, ..Options::default() }, ..RunOptions::default() };
+        let options = RunOptions {
+            engine: Options { resumed: true, ..Options::default() },
+            ..RunOptions::default()
+        };
         let options = serde_json::to_vec(&options).unwrap_or_default();
         runs::insert_followup(&mut tx, grant.run_id, followup, &options).await?;
     }
@@ -391,10 +450,15 @@ async fn end(shared: &Arc<Shared>, grant: &Grant, ending: &Ending<'_>, followup:
 }
 
 /// Several processes died with this run and nothing else: a person decides whether it may try again.
-async fn ask_about_poison(shared: &Arc<Shared>, grant: &Grant, graph: &Arc<Graph>) -> Result<(), AdvanceError> {
+async fn ask_about_poison(
+    shared: &Arc<Shared>,
+    grant: &Grant,
+    graph: &Arc<Graph>,
+) -> Result<(), AdvanceError> {
     let run = grant.run_id;
     tracing::error!(run.id = %run, claims = grant.claims, "run {run} killed its process again and again; a person is asked");
-    let hash = <sha2::Sha256 as sha2::Digest>::digest([b"poison".as_slice(), run.0.as_bytes()].concat());
+    let hash =
+        <sha2::Sha256 as sha2::Digest>::digest([b"poison".as_slice(), run.0.as_bytes()].concat());
     let task = TaskId(uuid_of(&hash));
     let message = format!(
         "The server process died {} times while it worked on this run and on nothing else. Answer anything to let it try again.",
@@ -407,16 +471,24 @@ async fn ask_about_poison(shared: &Arc<Shared>, grant: &Grant, graph: &Arc<Graph
     });
     let mut db = shared.pool.acquire().await?;
     let seq = grant.seq.max(0);
-    pending::ask(&mut db, grant.thread_id, run, grant.branch, seq, task, question.to_string().as_bytes()).await?;
+    let question = question.to_string();
+    let asking = pending::ask(&mut db, grant.thread_id, run, grant.branch, seq, task, question.as_bytes());
+    crash::around("poison", asking).await?;
     drop(db);
     end_asking(shared, grant, graph).await
 }
 
 /// A question expired on an idle thread: the run that deals with it becomes the thread's active one.
-pub(super) async fn activate_followup(shared: &Arc<Shared>, thread: ThreadId, run: RunId) -> Result<(), StoreError> {
+pub(super) async fn activate_followup(
+    shared: &Arc<Shared>,
+    thread: ThreadId,
+    run: RunId,
+) -> Result<(), StoreError> {
     let mut tx = shared.pool.begin().await?;
     let locked = runs::lock_thread(&mut tx, thread).await?;
-    if locked.is_some_and(|thread| thread.active_run.is_none()) && runs::activate(&mut tx, thread, run).await? {
+    if locked.is_some_and(|thread| thread.active_run.is_none())
+        && runs::activate(&mut tx, thread, run).await?
+    {
         crash::commit(tx, "activate").await?;
     }
     Ok(())

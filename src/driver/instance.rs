@@ -21,7 +21,9 @@ pub struct Instance {
 #[derive(Debug, thiserror::Error)]
 pub enum InstanceError {
     /// Another process has it.
-    #[error("another server uses the data directory {0}: stop it, or give this one a directory of its own with --data-dir")]
+    #[error(
+        "another server uses the data directory {0}: stop it, or give this one a directory of its own with --data-dir"
+    )]
     Taken(String),
     /// The file cannot be used.
     #[error("the file {path} cannot be used")]
@@ -43,11 +45,18 @@ impl Instance {
         let path = data_dir.join("instance");
         let failed = |source| InstanceError::File { path: path.display().to_string(), source };
         std::fs::create_dir_all(data_dir).map_err(failed)?;
-        let mut file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(failed)?;
         match file.try_lock() {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(InstanceError::Taken(data_dir.display().to_string())),
+            Err(TryLockError::WouldBlock) => {
+                return Err(InstanceError::Taken(data_dir.display().to_string()));
+            }
             Err(TryLockError::Error(err)) => return Err(failed(err)),
         }
         let mut text = String::new();

@@ -107,7 +107,9 @@ enum End {
 
 impl std::fmt::Debug for Driver {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Driver").field("instance", &self.shared.config.instance).finish_non_exhaustive()
+        f.debug_struct("Driver")
+            .field("instance", &self.shared.config.instance)
+            .finish_non_exhaustive()
     }
 }
 
@@ -124,7 +126,11 @@ impl Driver {
         let committer = Committer::new(pool.clone());
         let drain = Arc::new(AtomicBool::new(false));
         let shared = Shared { pool, committer, signals, graphs, nodes, config, drain };
-        Self { shared: Arc::new(shared), leased: Arc::new(AtomicBool::new(false)), running: Arc::default() }
+        Self {
+            shared: Arc::new(shared),
+            leased: Arc::new(AtomicBool::new(false)),
+            running: Arc::default(),
+        }
     }
 
     /// The commit path, for its figures.
@@ -158,7 +164,10 @@ impl Driver {
                     tracing::error!(instance = %self.shared.config.instance, "the lease was lost: all runs are dropped");
                 }
                 Err(err) => {
-                    tracing::warn!(error = &err as &dyn std::error::Error, "the driver cannot reach the database; it tries again");
+                    tracing::warn!(
+                        error = &err as &dyn std::error::Error,
+                        "the driver cannot reach the database; it tries again"
+                    );
                     tokio::select! {
                         () = tokio::time::sleep(Duration::from_secs(1)) => {}
                         () = stop.cancelled() => return,
@@ -173,10 +182,8 @@ impl Driver {
         let config = &self.shared.config;
         let epoch = {
             let mut db = self.shared.pool.acquire().await?;
-            crash::before("register");
-            let epoch = queue::register(&mut db, config.instance, &config.host, config.lease).await?;
-            crash::after("register");
-            epoch
+            let registering = queue::register(&mut db, config.instance, &config.host, config.lease);
+            crash::around("register", registering).await?
         };
         tracing::info!(instance = %config.instance, epoch, "the driver has its lease");
         self.leased.store(true, Ordering::Relaxed);
@@ -194,7 +201,7 @@ impl Driver {
                 }
                 runs.shutdown().await;
                 let mut db = self.shared.pool.acquire().await?;
-                queue::unregister(&mut db, config.instance, epoch).await?;
+                crash::around("unregister", queue::unregister(&mut db, config.instance, epoch)).await?;
                 self.shared.signals.queued();
             }
             End::LeaseLost => runs.shutdown().await,
@@ -214,13 +221,16 @@ impl Driver {
             let left = config.lease.saturating_sub(renewed.elapsed());
             let renewal = async {
                 let mut db = self.shared.pool.acquire().await?;
-                queue::renew(&mut db, config.instance, epoch, config.lease).await
+                crash::around("renew", queue::renew(&mut db, config.instance, epoch, config.lease)).await
             };
             match tokio::time::timeout(left, renewal).await {
                 Ok(Ok(true)) => renewed = asked,
                 Ok(Ok(false)) => return End::LeaseLost,
                 Ok(Err(err)) => {
-                    tracing::warn!(error = &err as &dyn std::error::Error, "the lease could not be renewed");
+                    tracing::warn!(
+                        error = &err as &dyn std::error::Error,
+                        "the lease could not be renewed"
+                    );
                 }
                 Err(_) => return End::LeaseLost,
             }
@@ -230,7 +240,12 @@ impl Driver {
         }
     }
 
-    async fn claim_and_run(&self, epoch: i64, runs: &mut JoinSet<RunId>, stop: &CancellationToken) -> End {
+    async fn claim_and_run(
+        &self,
+        epoch: i64,
+        runs: &mut JoinSet<RunId>,
+        stop: &CancellationToken,
+    ) -> End {
         let mut ended = self.shared.signals.ended();
         let suspects = Arc::new(Semaphore::new(1));
         let mut checked = Instant::now();
@@ -243,7 +258,10 @@ impl Driver {
             let more = match self.claim_once(epoch, runs, &suspects).await {
                 Ok(more) => more,
                 Err(err) => {
-                    tracing::warn!(error = &err as &dyn std::error::Error, "runs could not be claimed");
+                    tracing::warn!(
+                        error = &err as &dyn std::error::Error,
+                        "runs could not be claimed"
+                    );
                     false
                 }
             };
@@ -272,7 +290,9 @@ impl Driver {
                 self.held().remove(&run);
             }
             Err(err) if err.is_cancelled() => {}
-            Err(err) => tracing::error!(error = &err as &dyn std::error::Error, "a run's task panicked"),
+            Err(err) => {
+                tracing::error!(error = &err as &dyn std::error::Error, "a run's task panicked")
+            }
         }
     }
 
@@ -291,7 +311,8 @@ impl Driver {
 
     /// Drops runs that are no longer held: cancelled, or taken over.
     async fn drop_lost(&self) {
-        let mine: Vec<(RunId, i64)> = self.held().iter().map(|(run, held)| (*run, held.fence)).collect();
+        let mine: Vec<(RunId, i64)> =
+            self.held().iter().map(|(run, held)| (*run, held.fence)).collect();
         if mine.is_empty() {
             return;
         }
@@ -340,22 +361,27 @@ impl Driver {
     }
 
     /// Claims what there is room for and starts it. True: there may be more.
-    async fn claim_once(&self, epoch: i64, runs: &mut JoinSet<RunId>, suspects: &Arc<Semaphore>) -> Result<bool, StoreError> {
+    async fn claim_once(
+        &self,
+        epoch: i64,
+        runs: &mut JoinSet<RunId>,
+        suspects: &Arc<Semaphore>,
+    ) -> Result<bool, StoreError> {
         let config = &self.shared.config;
-        let room = i64::try_from(config.capacity.saturating_sub(self.in_memory())).unwrap_or(i64::MAX);
+        let room =
+            i64::try_from(config.capacity.saturating_sub(self.in_memory())).unwrap_or(i64::MAX);
         if room == 0 {
             return Ok(false);
         }
         let mut db = self.shared.pool.acquire().await?;
-        let promoted = queue::promote_due(&mut db, PROMOTE).await?;
-        let followups = queue::due_followups(&mut db, PROMOTE).await?;
-        for (thread, run) in followups {
+        let due = queue::due(&mut db, PROMOTE).await?;
+        let promoted = if due.parked { self.promote(&mut db).await? } else { 0 };
+        for (thread, run) in due.followups {
             advance::activate_followup(&self.shared, thread, run).await?;
         }
         // After a crash one of many runs killed the process: they go one at a time until each has committed.
         if let Ok(permit) = Arc::clone(suspects).try_acquire_owned() {
-            let grants = self.claim(&mut db, epoch, 1, true).await?;
-            for grant in grants {
+            if let Some(grant) = self.claim(&mut db, epoch, 1, true).await?.pop() {
                 self.start(runs, grant, Some(permit));
                 return Ok(true);
             }
@@ -368,9 +394,22 @@ impl Driver {
         Ok(more)
     }
 
+    /// Makes runs claimable whose time has come.
+    async fn promote(&self, db: &mut sqlx::PgConnection) -> Result<u64, StoreError> {
+        let mut tx = db.begin().await?;
+        let promoted = queue::promote_due(&mut tx, PROMOTE).await?;
+        if promoted == 0 {
+            tx.rollback().await?;
+        } else {
+            crash::commit(tx, "promote").await?;
+        }
+        Ok(promoted)
+    }
+
     async fn claim(&self, db: &mut sqlx::PgConnection, epoch: i64, limit: i64, suspects: bool) -> Result<Vec<Grant>, StoreError> {
         let mut tx = db.begin().await?;
-        let grants = queue::claim(&mut tx, self.shared.config.instance, epoch, limit, suspects).await?;
+        let grants =
+            queue::claim(&mut tx, self.shared.config.instance, epoch, limit, suspects).await?;
         if grants.is_empty() {
             tx.rollback().await?;
         } else {
@@ -379,7 +418,12 @@ impl Driver {
         Ok(grants)
     }
 
-    fn start(&self, runs: &mut JoinSet<RunId>, grant: Grant, suspect: Option<tokio::sync::OwnedSemaphorePermit>) {
+    fn start(
+        &self,
+        runs: &mut JoinSet<RunId>,
+        grant: Grant,
+        suspect: Option<tokio::sync::OwnedSemaphorePermit>,
+    ) {
         let (run, fence) = (grant.run_id, grant.fence);
         let shared = Arc::clone(&self.shared);
         let abort = runs.spawn(async move {
@@ -398,7 +442,10 @@ impl Driver {
             }
         };
         if tokio::time::timeout(self.shared.config.grace, wait).await.is_err() {
-            tracing::warn!(runs = self.in_memory(), "activations did not end in time; they run again elsewhere");
+            tracing::warn!(
+                runs = self.in_memory(),
+                "activations did not end in time; they run again elsewhere"
+            );
         }
     }
 }

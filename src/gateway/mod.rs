@@ -36,6 +36,7 @@ use axum::middleware::{from_fn, from_fn_with_state};
 use futures::future::BoxFuture;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use tower::util::option_layer;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 use utoipa_axum::router::OpenApiRouter;
 
@@ -138,7 +139,7 @@ pub fn router(gateway: Gateway) -> Router {
             ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
         })
         .layer(DefaultBodyLimit::max(config.body_bytes))
-        .layer(cors(&config.origin))
+        .layer(option_layer(cors(&config.origin)))
         .layer(from_fn_with_state(gateway.clone(), origin::check_origin))
         .layer(from_fn(edge::edge))
         .with_state(gateway)
@@ -162,12 +163,12 @@ fn routes(gateway: &Gateway) -> OpenApiRouter<Gateway> {
 }
 
 /// Lets the listed origins' pages call, and read the headers that clients need. Off without any.
-fn cors(policy: &OriginPolicy) -> CorsLayer {
+fn cors(policy: &OriginPolicy) -> Option<CorsLayer> {
     if policy.origins.is_empty() {
-        return CorsLayer::new();
+        return None;
     }
     let origins = policy.origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok());
-    CorsLayer::new()
+    let layer = CorsLayer::new()
         .allow_origin(AllowOrigin::list(origins))
         .allow_headers(AllowHeaders::mirror_request())
         .allow_methods([Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE])
@@ -179,5 +180,6 @@ fn cors(policy: &OriginPolicy) -> CorsLayer {
             header::LOCATION,
             header::RETRY_AFTER,
         ])
-        .max_age(Duration::from_secs(600))
+        .max_age(Duration::from_secs(600));
+    Some(layer)
 }

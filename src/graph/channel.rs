@@ -77,7 +77,9 @@ pub enum Change {
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
     /// Two activations of one superstep wrote to a channel that keeps one value.
-    #[error("channel `{channel}` got {writers} writes in one superstep; give it a reducer, or let one node write it")]
+    #[error(
+        "channel `{channel}` got {writers} writes in one superstep; give it a reducer, or let one node write it"
+    )]
     Concurrent {
         /// The channel.
         channel: String,
@@ -143,7 +145,10 @@ impl State {
     /// All values by channel name, in the order of the file.
     #[must_use]
     pub fn to_json(&self, graph: &Graph) -> Value {
-        self.select(graph, (0..graph.channels.len()).filter_map(|at| u32::try_from(at).ok().map(ChannelIndex)))
+        self.select(
+            graph,
+            (0..graph.channels.len()).filter_map(|at| u32::try_from(at).ok().map(ChannelIndex)),
+        )
     }
 
     /// The values of the graph's output channels.
@@ -187,7 +192,11 @@ impl State {
                 && matches!(graph.channel(*channel).reducer, Reducer::Merge | Reducer::Custom(_))
                 && let Some(value) = self.get(*channel)
             {
-                check_schema(graph.channel(*channel), &graph.channel(*channel).validator, value.json())?;
+                check_schema(
+                    graph.channel(*channel),
+                    &graph.channel(*channel).validator,
+                    value.json(),
+                )?;
             }
         }
         Ok(changes)
@@ -233,7 +242,11 @@ fn validate(spec: &Channel, update: &Value) -> Result<(), WriteError> {
     }
 }
 
-fn check_schema(spec: &Channel, validator: &jsonschema::Validator, value: &Value) -> Result<(), WriteError> {
+fn check_schema(
+    spec: &Channel,
+    validator: &jsonschema::Validator,
+    value: &Value,
+) -> Result<(), WriteError> {
     validator.validate(value).map_err(|err| WriteError::Schema {
         channel: spec.name.clone(),
         path: err.instance_path().to_string(),
@@ -276,7 +289,9 @@ fn reduce(
         Reducer::Replace => *slot = Some(Shared::new(update)),
         Reducer::Append => return append(channel, slot, update).map_err(refuse),
         Reducer::Union => {
-            let Value::Array(items) = update else { return Err(refuse(expects("a list", &update))) };
+            let Value::Array(items) = update else {
+                return Err(refuse(expects("a list", &update)));
+            };
             let known = list(slot);
             let from = known.len();
             for item in items {
@@ -289,8 +304,11 @@ fn reduce(
         }
         Reducer::Messages => return messages(channel, slot, update).map_err(refuse),
         Reducer::Merge => {
-            let Value::Object(keys) = update else { return Err(refuse(expects("an object", &update))) };
-            let value = slot.get_or_insert_with(|| Shared::new(Value::Object(Map::new()))).make_mut();
+            let Value::Object(keys) = update else {
+                return Err(refuse(expects("an object", &update)));
+            };
+            let value =
+                slot.get_or_insert_with(|| Shared::new(Value::Object(Map::new()))).make_mut();
             match value {
                 Value::Object(known) => known.extend(keys),
                 other => *other = Value::Object(keys),
@@ -305,7 +323,11 @@ fn reduce(
             *slot = Some(Shared::new(sum));
         }
         Reducer::Min | Reducer::Max => {
-            let wanted = if matches!(spec.reducer, Reducer::Min) { Ordering::Less } else { Ordering::Greater };
+            let wanted = if matches!(spec.reducer, Reducer::Min) {
+                Ordering::Less
+            } else {
+                Ordering::Greater
+            };
             let keep = match slot.as_ref() {
                 Some(current) => compare(&update, current.json()).map_err(refuse)? != wanted,
                 None => false,
@@ -335,8 +357,14 @@ impl StateView for NoState {
     }
 }
 
-fn append(channel: ChannelIndex, slot: &mut Option<Shared>, update: Value) -> Result<Change, String> {
-    let Value::Array(items) = update else { return Err(expects("a list of items to append", &update)) };
+fn append(
+    channel: ChannelIndex,
+    slot: &mut Option<Shared>,
+    update: Value,
+) -> Result<Change, String> {
+    let Value::Array(items) = update else {
+        return Err(expects("a list of items to append", &update));
+    };
     let known = list(slot);
     let from = known.len();
     check_len(from + items.len())?;
@@ -345,11 +373,19 @@ fn append(channel: ChannelIndex, slot: &mut Option<Shared>, update: Value) -> Re
 }
 
 fn check_len(len: usize) -> Result<(), String> {
-    if len > MAX_ITEMS { Err(format!("it would hold {len} items; the limit is {MAX_ITEMS}")) } else { Ok(()) }
+    if len > MAX_ITEMS {
+        Err(format!("it would hold {len} items; the limit is {MAX_ITEMS}"))
+    } else {
+        Ok(())
+    }
 }
 
 /// Appends chat messages; one whose `id` is known replaces it, and `{"type": "remove", "id": ..}` removes it.
-fn messages(channel: ChannelIndex, slot: &mut Option<Shared>, update: Value) -> Result<Change, String> {
+fn messages(
+    channel: ChannelIndex,
+    slot: &mut Option<Shared>,
+    update: Value,
+) -> Result<Change, String> {
     let items = match update {
         Value::Array(items) => items,
         one @ Value::Object(_) => vec![one],
@@ -363,7 +399,9 @@ fn messages(channel: ChannelIndex, slot: &mut Option<Shared>, update: Value) -> 
             return Err(expects("a message to be an object", &item));
         }
         let id = item.get("id").filter(|id| !id.is_null()).cloned();
-        let at = id.as_ref().and_then(|id| known.iter().position(|message| message.get("id") == Some(id)));
+        let at = id
+            .as_ref()
+            .and_then(|id| known.iter().position(|message| message.get("id") == Some(id)));
         let remove = item.get("type").is_some_and(|kind| kind == "remove");
         match (at, remove) {
             (Some(at), true) => {
@@ -371,7 +409,10 @@ fn messages(channel: ChannelIndex, slot: &mut Option<Shared>, update: Value) -> 
                 appended_only &= at >= from;
             }
             (None, true) => {
-                return Err(format!("no message has the id {} that is to be removed", id.unwrap_or(Value::Null)));
+                return Err(format!(
+                    "no message has the id {} that is to be removed",
+                    id.unwrap_or(Value::Null)
+                ));
             }
             (Some(at), false) => {
                 known[at] = item;

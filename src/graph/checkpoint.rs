@@ -272,7 +272,11 @@ fn encode_change(
                 let bytes = to_bytes(value.json());
                 *homes.at(channel) = match value.json().as_array() {
                     Some(items) if is_list(graph, channel) => Home::Segments {
-                        list: vec![Segment { at: position, items: items.len(), bytes: bytes.len() }],
+                        list: vec![Segment {
+                            at: position,
+                            items: items.len(),
+                            bytes: bytes.len(),
+                        }],
                         covered: items.len(),
                     },
                     _ => Home::Apart(position),
@@ -282,7 +286,9 @@ fn encode_change(
             }
         }
         Change::Appended { channel, from } => {
-            let Some(items) = state.get(channel).and_then(|value| value.json().as_array()) else { return };
+            let Some(items) = state.get(channel).and_then(|value| value.json().as_array()) else {
+                return;
+            };
             let name = &graph.channel(channel).name;
             let new = Value::Array(items[from..].to_vec());
             if fits_inline(&new) {
@@ -307,10 +313,14 @@ fn fits_inline(value: &Value) -> bool {
             Value::Null | Value::Bool(_) => left.checked_sub(5),
             Value::Number(_) => left.checked_sub(20),
             Value::String(text) => left.checked_sub(text.len() + 2),
-            Value::Array(items) => items.iter().try_fold(left.checked_sub(2)?, |left, item| rest(item, left)),
-            Value::Object(keys) => keys
-                .iter()
-                .try_fold(left.checked_sub(2)?, |left, (key, item)| rest(item, left.checked_sub(key.len() + 4)?)),
+            Value::Array(items) => {
+                items.iter().try_fold(left.checked_sub(2)?, |left, item| rest(item, left))
+            }
+            Value::Object(keys) => {
+                keys.iter().try_fold(left.checked_sub(2)?, |left, (key, item)| {
+                    rest(item, left.checked_sub(key.len() + 4)?)
+                })
+            }
         }
     }
     rest(value, INLINE_BYTES).is_some()
@@ -356,7 +366,8 @@ fn encode_joins(graph: &Graph, state: &State, out: &mut Map<String, Value>, non_
         if non_empty_only && arrived.is_empty() {
             continue;
         }
-        let names: Vec<&str> = arrived.iter().map(|index| graph.node(*index).name.as_str()).collect();
+        let names: Vec<&str> =
+            arrived.iter().map(|index| graph.node(*index).name.as_str()).collect();
         out.insert(format!("&{at}"), json!(names));
     }
 }
@@ -396,8 +407,7 @@ fn encode_keyframe(
             cut_segment(name, items, homes.at(index), position, true, values);
         }
         if let Home::Segments { list, .. } = homes.at(index) {
-            let refs: Vec<Value> =
-                list.iter().map(|s| json!([s.at.branch, s.at.seq])).collect();
+            let refs: Vec<Value> = list.iter().map(|s| json!([s.at.branch, s.at.seq])).collect();
             whole.insert(format!("+{name}"), Value::Array(refs));
         }
     }
@@ -429,7 +439,12 @@ impl<'a> Decoder<'a> {
     /// Starts with the state before any checkpoint.
     #[must_use]
     pub fn new(graph: &'a Graph) -> Self {
-        Self { graph, state: State::initial(graph), homes: Homes::initial(graph), steps: Vec::new() }
+        Self {
+            graph,
+            state: State::initial(graph),
+            homes: Homes::initial(graph),
+            steps: Vec::new(),
+        }
     }
 
     /// Reads rows in the order of `seq`; a keyframe makes those before it needless.
@@ -461,7 +476,13 @@ impl<'a> Decoder<'a> {
         Ok(self)
     }
 
-    fn read_key(&mut self, here: Position, whole: bool, key: &str, value: Value) -> Result<(), String> {
+    fn read_key(
+        &mut self,
+        here: Position,
+        whole: bool,
+        key: &str,
+        value: Value,
+    ) -> Result<(), String> {
         let (sign, name) = match key.as_bytes().first() {
             Some(sign @ (b'@' | b'+' | b'*' | b'&' | b'!')) => (*sign, &key[1..]),
             _ => (b' ', key),
@@ -493,7 +514,9 @@ impl<'a> Decoder<'a> {
             }
             (b'+', true) => self.read_segments(channel, &value)?,
             (b'+', false) => {
-                let Value::Array(items) = value else { return Err(format!("`{key}` is not a list")) };
+                let Value::Array(items) = value else {
+                    return Err(format!("`{key}` is not a list"));
+                };
                 self.steps.push(Step::Extend(channel, items));
             }
             (b'*', _) => self.steps.push(Step::SegmentFrom(channel, here)),
@@ -543,7 +566,10 @@ impl<'a> Decoder<'a> {
     ///
     /// # Errors
     /// A value that was not fetched, or that is not JSON.
-    pub fn finish(mut self, mut fetched: HashMap<ValueRef, Vec<u8>>) -> Result<(State, Homes), DecodeError> {
+    pub fn finish(
+        mut self,
+        mut fetched: HashMap<ValueRef, Vec<u8>>,
+    ) -> Result<(State, Homes), DecodeError> {
         // How many items of each list are in segments so far, and those segments.
         let mut segments: HashMap<ChannelIndex, (Vec<Segment>, usize)> = HashMap::new();
         for step in std::mem::take(&mut self.steps) {
@@ -564,7 +590,10 @@ impl<'a> Decoder<'a> {
                 Step::SegmentFrom(channel, at) => {
                     let (value, bytes) = self.fetch(&mut fetched, channel, at)?;
                     let Value::Array(items) = value else {
-                        return Err(DecodeError::Form { position: at, reason: "a segment is not a list".to_owned() });
+                        return Err(DecodeError::Form {
+                            position: at,
+                            reason: "a segment is not a list".to_owned(),
+                        });
                     };
                     let (list, covered) = segments.entry(channel).or_default();
                     // The rows since the last segment held these items too.
@@ -589,10 +618,13 @@ impl<'a> Decoder<'a> {
     ) -> Result<(Value, usize), DecodeError> {
         let name = &self.graph.channel(channel).name;
         let key = ValueRef { channel: name.clone(), at };
-        let bytes =
-            fetched.remove(&key).ok_or_else(|| DecodeError::Missing { channel: name.clone(), at })?;
-        let value = serde_json::from_slice(&bytes)
-            .map_err(|err| DecodeError::Form { position: at, reason: format!("channel `{name}`: {err}") })?;
+        let bytes = fetched
+            .remove(&key)
+            .ok_or_else(|| DecodeError::Missing { channel: name.clone(), at })?;
+        let value = serde_json::from_slice(&bytes).map_err(|err| DecodeError::Form {
+            position: at,
+            reason: format!("channel `{name}`: {err}"),
+        })?;
         Ok((value, bytes.len()))
     }
 }
@@ -770,7 +802,10 @@ pub enum CheckpointError {
 /// Stores the checkpoints of one run, under its fence. Every implementation passes one conformance suite.
 pub trait Checkpointer: Send + Sync {
     /// The latest of a namespace on the run's branch, or `None` when it has no checkpoint.
-    fn load<'a>(&'a self, namespace: &'a str) -> BoxFuture<'a, Result<Option<LoadedRows>, CheckpointError>>;
+    fn load<'a>(
+        &'a self,
+        namespace: &'a str,
+    ) -> BoxFuture<'a, Result<Option<LoadedRows>, CheckpointError>>;
 
     /// Values that are stored apart.
     fn fetch<'a>(

@@ -84,7 +84,12 @@ impl Standing {
     /// A thread on which nothing ran.
     #[must_use]
     pub fn empty(graph: &Graph) -> Self {
-        Self { state: State::initial(graph), homes: Homes::initial(graph), position: None, next: Vec::new() }
+        Self {
+            state: State::initial(graph),
+            homes: Homes::initial(graph),
+            position: None,
+            next: Vec::new(),
+        }
     }
 }
 
@@ -103,15 +108,23 @@ pub fn check(graph: &Graph, order: &Order) -> Result<(), OrderError> {
 
 fn check_input(graph: &Graph, input: &Value) -> Result<(), OrderError> {
     if input.is_null() {
-        return Err(OrderError::Input { path: String::new(), reason: "the input is null; it must be an object".to_owned() });
+        return Err(OrderError::Input {
+            path: String::new(),
+            reason: "the input is null; it must be an object".to_owned(),
+        });
     }
     if let (Some(given), false) = (input.as_object(), graph.input.is_empty()) {
-        let known: BTreeSet<&str> = graph.input.iter().map(|at| graph.channel(*at).name.as_str()).collect();
+        let known: BTreeSet<&str> =
+            graph.input.iter().map(|at| graph.channel(*at).name.as_str()).collect();
         if let Some(name) = given.keys().find(|name| !known.contains(name.as_str())) {
             let known: Vec<&str> = known.into_iter().collect();
             return Err(OrderError::Input {
                 path: format!("/{name}"),
-                reason: format!("`{name}` is not an input of graph `{}`; its inputs are {}", graph.name, known.join(", ")),
+                reason: format!(
+                    "`{name}` is not an input of graph `{}`; its inputs are {}",
+                    graph.name,
+                    known.join(", ")
+                ),
             });
         }
     }
@@ -127,7 +140,8 @@ fn writes_of(graph: &Graph, order: &Order) -> Result<Vec<Write>, OrderError> {
     input
         .chain(update)
         .map(|(name, value)| {
-            let channel = graph.find_channel(name).ok_or_else(|| unknown(graph, "channel", name))?;
+            let channel =
+                graph.find_channel(name).ok_or_else(|| unknown(graph, "channel", name))?;
             Ok(Write::new(graph, channel, value.clone())?)
         })
         .collect()
@@ -190,13 +204,19 @@ pub fn begin(
     let source = if fork_branch.is_some() { Source::Fork } else { Source::Input };
     let keyframe = fork_branch.is_some() || fresh_graph;
     let joins = order.input.is_some() && last.is_some() && !graph.joins.is_empty();
-    let mut row = encode(graph, &state, &mut homes, position, source, &changes, joins, &next, keyframe);
+    let mut row =
+        encode(graph, &state, &mut homes, position, source, &changes, joins, &next, keyframe);
     row.parent = fork_branch.and(last);
     Ok(Begun { row: Some(row), position })
 }
 
 /// A thread's first row also names the defaults, so that they are a part of its history.
-fn with_defaults(graph: &Graph, state: &State, last: Option<Position>, mut changes: Vec<Change>) -> Vec<Change> {
+fn with_defaults(
+    graph: &Graph,
+    state: &State,
+    last: Option<Position>,
+    mut changes: Vec<Change>,
+) -> Vec<Change> {
     if last.is_some() {
         return changes;
     }

@@ -126,7 +126,9 @@ pub enum StepError {
         node: String,
     },
     /// Nothing is left to run, but a join still waits.
-    #[error("the run came to its end while the join to {to} still waits for {missing}, which cannot run any more")]
+    #[error(
+        "the run came to its end while the join to {to} still waits for {missing}, which cannot run any more"
+    )]
     UnsatisfiedJoin {
         /// What the join leads to.
         to: String,
@@ -137,7 +139,13 @@ pub enum StepError {
 
 /// The durable name of an activation: the same after a restart, another fork, never of two activations.
 #[must_use]
-pub fn task_id(thread: ThreadId, namespace: &str, planned: Position, node: &str, item: Option<u32>) -> TaskId {
+pub fn task_id(
+    thread: ThreadId,
+    namespace: &str,
+    planned: Position,
+    node: &str,
+    item: Option<u32>,
+) -> TaskId {
     let mut hash = Sha256::new();
     hash.update(thread.0.as_bytes());
     hash.update(planned.branch.to_be_bytes());
@@ -176,7 +184,9 @@ pub fn plan(
     place: (ThreadId, &str, Position),
     next: &[NodeIndex],
 ) -> Vec<Planned> {
-    next.iter().map(|node| Planned { node: *node, tasks: tasks_of(graph, state, ambient, place, *node) }).collect()
+    next.iter()
+        .map(|node| Planned { node: *node, tasks: tasks_of(graph, state, ambient, place, *node) })
+        .collect()
 }
 
 fn tasks_of(
@@ -188,7 +198,11 @@ fn tasks_of(
 ) -> Result<Vec<Task>, Failure> {
     let node = graph.node(index);
     let Some(for_each) = &node.for_each else {
-        return Ok(vec![Task { id: task_id(thread, namespace, planned, &node.name, None), node: index, item: None }]);
+        return Ok(vec![Task {
+            id: task_id(thread, namespace, planned, &node.name, None),
+            node: index,
+            item: None,
+        }]);
     };
     let fail = |message: String| Failure { kind: "for_each".to_owned(), message, attempts: 1 };
     let view = View { graph, state };
@@ -207,7 +221,11 @@ fn tasks_of(
         Err(err) => return Err(fail(format!("`for_each` of `{}` failed: {err}", node.name))),
     };
     if items.len() > MAX_TASKS {
-        return Err(fail(format!("`for_each` of `{}` has {} items; the limit is {MAX_TASKS}", node.name, items.len())));
+        return Err(fail(format!(
+            "`for_each` of `{}` has {} items; the limit is {MAX_TASKS}",
+            node.name,
+            items.len()
+        )));
     }
     Ok((0_u32..)
         .zip(items)
@@ -222,14 +240,22 @@ fn tasks_of(
 /// The error that `handler` is to handle in this superstep.
 #[must_use]
 pub fn error_for(state: &State, handler: NodeIndex) -> Option<Shared> {
-    state.errors.iter().find(|(node, _)| *node == handler).map(|(_, error)| Shared::new(error.clone()))
+    state
+        .errors
+        .iter()
+        .find(|(node, _)| *node == handler)
+        .map(|(_, error)| Shared::new(error.clone()))
 }
 
 /// Applies an input or an update from outside: its writes, and nothing of the graph's edges.
 ///
 /// # Errors
 /// A channel that refuses a write.
-pub fn apply_writes(graph: &Graph, state: &mut State, writes: Vec<Write>) -> Result<Vec<Change>, WriteError> {
+pub fn apply_writes(
+    graph: &Graph,
+    state: &mut State,
+    writes: Vec<Write>,
+) -> Result<Vec<Change>, WriteError> {
     state.apply(graph, writes)
 }
 
@@ -237,7 +263,11 @@ pub fn apply_writes(graph: &Graph, state: &mut State, writes: Vec<Write>) -> Res
 ///
 /// # Errors
 /// A condition at the start that fails, or no line of it that matches.
-pub fn first_nodes(graph: &Graph, state: &State, ambient: &Ambient) -> Result<Vec<NodeIndex>, StepError> {
+pub fn first_nodes(
+    graph: &Graph,
+    state: &State,
+    ambient: &Ambient,
+) -> Result<Vec<NodeIndex>, StepError> {
     let mut next = Vec::new();
     follow(graph, state, ambient, "start", &graph.start, &mut next)?;
     Ok(sorted(next))
@@ -253,7 +283,8 @@ pub fn apply(
     ambient: &Ambient,
     mut finished: Vec<Finished>,
 ) -> Result<Applied, StepError> {
-    let writes: Vec<Write> = finished.iter_mut().flat_map(|node| std::mem::take(&mut node.writes)).collect();
+    let writes: Vec<Write> =
+        finished.iter_mut().flat_map(|node| std::mem::take(&mut node.writes)).collect();
     let changes = state.apply(graph, writes)?;
     state.errors.clear();
     let mut next = Vec::new();
@@ -327,10 +358,12 @@ fn choose<'a>(
     let vars = [("run", ambient.run.clone()), ("env", ambient.env.clone())];
     for choice in choices {
         let Some(when) = &choice.when else { return Ok(choice) };
-        let holds = when.eval_bool(&Scope { state: &view, vars: &vars }).map_err(|source| StepError::Condition {
-            node: from.to_owned(),
-            source_text: when.source().to_owned(),
-            source,
+        let holds = when.eval_bool(&Scope { state: &view, vars: &vars }).map_err(|source| {
+            StepError::Condition {
+                node: from.to_owned(),
+                source_text: when.source().to_owned(),
+                source,
+            }
         })?;
         if holds {
             return Ok(choice);
@@ -345,7 +378,8 @@ fn check_joins(graph: &Graph, state: &State) -> Result<(), StepError> {
             continue;
         }
         let name = |index: &NodeIndex| format!("`{}`", graph.node(*index).name);
-        let missing: Vec<String> = join.sources.iter().filter(|source| !arrived.contains(source)).map(name).collect();
+        let missing: Vec<String> =
+            join.sources.iter().filter(|source| !arrived.contains(source)).map(name).collect();
         let to: Vec<String> = join.to.iter().map(name).collect();
         return Err(StepError::UnsatisfiedJoin {
             to: if to.is_empty() { "`end`".to_owned() } else { to.join(", ") },

@@ -3,6 +3,8 @@
 //! **Invariant:** a node holds services, never a database handle; what it does is one service call.
 
 pub mod job;
+#[cfg(debug_assertions)]
+pub mod testing;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,7 +22,10 @@ pub struct Registry {
 
 impl std::fmt::Debug for Registry {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Registry").field("named", &self.named.keys()).field("job", &self.job.is_some()).finish()
+        f.debug_struct("Registry")
+            .field("named", &self.named.keys())
+            .field("job", &self.job.is_some())
+            .finish()
     }
 }
 
@@ -45,7 +50,9 @@ impl NodeSource for Registry {
         match &node.kind {
             NodeKind::Use { name, .. } => self.named.get(name).cloned(),
             NodeKind::Job(_) => self.job.clone(),
-            NodeKind::Set | NodeKind::Interrupt(_) | NodeKind::Wait(_) | NodeKind::Graph { .. } => None,
+            NodeKind::Set | NodeKind::Interrupt(_) | NodeKind::Wait(_) | NodeKind::Graph { .. } => {
+                None
+            }
         }
     }
 }

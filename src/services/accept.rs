@@ -9,8 +9,8 @@ use sqlx::PgConnection;
 
 use super::Services;
 use super::api::{
-    Actor, Command, CreateRun, IfNotExists, MultitaskStrategy, NodeSelection, Object, OnCompletion, RunStatus, RunView,
-    StreamMode,
+    Actor, Command, CreateRun, IfNotExists, MultitaskStrategy, NodeSelection, Object, OnCompletion,
+    RunStatus, RunView, StreamMode,
 };
 use super::assistants::ResolvedAssistant;
 use super::error::ServiceError;
@@ -79,7 +79,11 @@ impl Services {
                 graph_hash: &accepted.resolved.graph.hash.0,
                 multitask_strategy: accepted.request.multitask_strategy.as_str(),
                 priority: accepted.request.priority,
-                after_seconds: accepted.request.after_seconds.filter(|after| *after > 0).map(f64::from),
+                after_seconds: accepted
+                    .request
+                    .after_seconds
+                    .filter(|after| *after > 0)
+                    .map(f64::from),
                 input: input.as_deref(),
                 options: &options,
                 stream_modes: &accepted.modes,
@@ -116,24 +120,41 @@ impl Services {
     }
 
     /// Everything about a request that does not depend on the thread.
-    async fn check_run<'a>(&self, actor: &'a Actor, stateless: bool, request: CreateRun) -> Result<Accepted<'a>, ServiceError> {
+    async fn check_run<'a>(
+        &self,
+        actor: &'a Actor,
+        stateless: bool,
+        request: CreateRun,
+    ) -> Result<Accepted<'a>, ServiceError> {
         let resolved = self.resolve_assistant(actor, &request.assistant).await?;
         let graph = &resolved.graph;
         self.check_metadata(&request.metadata)?;
         let order = self.order(graph, &request)?;
         let resume = request.command.as_ref().and_then(|command| command.resume.clone());
         if stateless && order.input.is_none() {
-            return Err(ServiceError::invalid_at("/input", "a run without a thread needs an input"));
+            return Err(ServiceError::invalid_at(
+                "/input",
+                "a run without a thread needs an input",
+            ));
         }
         let after = request.after_seconds.unwrap_or(0);
         if after > MAX_AFTER_SECONDS {
-            let message = format!("`after_seconds` is {after}; at most {MAX_AFTER_SECONDS} are accepted");
+            let message =
+                format!("`after_seconds` is {after}; at most {MAX_AFTER_SECONDS} are accepted");
             return Err(ServiceError::invalid_at("/after_seconds", message));
         }
         let modes: Vec<String> = request
             .stream_modes
             .iter()
-            .filter(|mode| matches!(mode, StreamMode::Updates | StreamMode::Tasks | StreamMode::Custom | StreamMode::Debug))
+            .filter(|mode| {
+                matches!(
+                    mode,
+                    StreamMode::Updates
+                        | StreamMode::Tasks
+                        | StreamMode::Custom
+                        | StreamMode::Debug
+                )
+            })
             .map(|mode| mode.as_str().to_owned())
             .collect();
         let mut config = resolved.config.clone();
@@ -149,7 +170,10 @@ impl Services {
         };
         let engine = Options {
             stream_updates: request.stream_modes.contains(&StreamMode::Updates),
-            stream_tasks: request.stream_modes.iter().any(|mode| matches!(mode, StreamMode::Tasks | StreamMode::Debug)),
+            stream_tasks: request
+                .stream_modes
+                .iter()
+                .any(|mode| matches!(mode, StreamMode::Tasks | StreamMode::Debug)),
             stream_custom: request.stream_modes.contains(&StreamMode::Custom),
             stream_subgraphs: request.stream_subgraphs,
             interrupt_before: stops("interrupt_before", graph, &request.interrupt_before)?,
@@ -161,20 +185,37 @@ impl Services {
         let kwargs = kwargs(&request, &config, &context);
         let options = RunOptions { engine, config: Value::Object(config), context, kwargs };
         let temporary = stateless && request.on_completion == OnCompletion::Delete;
-        Ok(Accepted { actor, run_id: RunId::new(), resolved, order, resume, options, modes, request, temporary })
+        Ok(Accepted {
+            actor,
+            run_id: RunId::new(),
+            resolved,
+            order,
+            resume,
+            options,
+            modes,
+            request,
+            temporary,
+        })
     }
 
     fn order(&self, graph: &Graph, request: &CreateRun) -> Result<Order, ServiceError> {
         let input = request.input.clone().filter(|input| !input.is_null());
         if input.is_some() && request.command.is_some() {
-            return Err(ServiceError::invalid("`input` and `command` exclude each other: give one of them"));
+            return Err(ServiceError::invalid(
+                "`input` and `command` exclude each other: give one of them",
+            ));
         }
         let Command { update, resume, goto } = request.command.clone().unwrap_or_default();
         if resume.is_some() && request.checkpoint_id.is_some() {
-            return Err(ServiceError::invalid("`command.resume` answers what waits now: it cannot be given with a checkpoint"));
+            return Err(ServiceError::invalid(
+                "`command.resume` answers what waits now: it cannot be given with a checkpoint",
+            ));
         }
         if let Some(goto) = goto.iter().find(|goto| goto.input.is_some()) {
-            let message = format!("`goto` with an input is not supported (node `{}`): use a node with `for_each`", goto.node);
+            let message = format!(
+                "`goto` with an input is not supported (node `{}`): use a node with `for_each`",
+                goto.node
+            );
             return Err(ServiceError::invalid_at("/command/goto", message));
         }
         let goto = goto.into_iter().map(|goto| goto.node).collect();
@@ -199,8 +240,10 @@ impl Services {
         let missing = || ServiceError::not_found("thread", thread);
         if own || accepted.request.if_not_exists == IfNotExists::Create {
             let mut metadata = Object::new();
-            metadata.insert("graph_id".to_owned(), Value::from(accepted.resolved.graph.name.clone()));
-            threads::insert(tx, thread, accepted.actor.user_id, &metadata, self.clock().now()).await?;
+            metadata
+                .insert("graph_id".to_owned(), Value::from(accepted.resolved.graph.name.clone()));
+            threads::insert(tx, thread, accepted.actor.user_id, &metadata, self.clock().now())
+                .await?;
         }
         let locked = runs::lock_thread(tx, thread).await?.ok_or_else(missing)?;
         if locked.user_id == accepted.actor.user_id { Ok(locked) } else { Err(missing()) }
@@ -225,12 +268,20 @@ impl Services {
                 }
                 MultitaskStrategy::Enqueue => {
                     self.check_enqueue(tx, accepted, thread, active).await?;
-                    return Ok(Placed { active: false, position: None, branch: locked.branch, ended });
+                    return Ok(Placed {
+                        active: false,
+                        position: None,
+                        branch: locked.branch,
+                        ended,
+                    });
                 }
                 MultitaskStrategy::Interrupt | MultitaskStrategy::Rollback => {
-                    let roll_back = accepted.request.multitask_strategy == MultitaskStrategy::Rollback;
+                    let roll_back =
+                        accepted.request.multitask_strategy == MultitaskStrategy::Rollback;
                     ended = self.make_room(tx, thread, active, roll_back).await?;
-                    locked = runs::lock_thread(tx, thread).await?.ok_or_else(|| ServiceError::not_found("thread", thread))?;
+                    locked = runs::lock_thread(tx, thread)
+                        .await?
+                        .ok_or_else(|| ServiceError::not_found("thread", thread))?;
                 }
             }
         }
@@ -239,7 +290,12 @@ impl Services {
         if let Some(row) = &begun.row {
             checkpoints::insert(tx, thread, accepted.run_id, row).await?;
         }
-        Ok(Placed { active: true, position: Some(begun.position), branch: begun.position.branch, ended })
+        Ok(Placed {
+            active: true,
+            position: Some(begun.position),
+            branch: begun.position.branch,
+            ended,
+        })
     }
 
     async fn check_enqueue(
@@ -275,20 +331,27 @@ impl Services {
         let (branch, seq, fork) = match &accepted.request.checkpoint_id {
             None => (locked.branch, None, None),
             Some(id) => {
-                let at = checkpoint_id::decode(thread, id).ok_or_else(|| ServiceError::not_found("checkpoint", id))?;
+                let at = checkpoint_id::decode(thread, id)
+                    .ok_or_else(|| ServiceError::not_found("checkpoint", id))?;
                 (at.branch, Some(at.seq), Some(locked.branch + 1))
             }
         };
         let standing = checkpoints::standing(tx, thread, branch, seq, graph).await?;
-        if let (Some(id), true) = (&accepted.request.checkpoint_id, standing.position.map(|at| at.seq) != seq) {
+        if let (Some(id), true) =
+            (&accepted.request.checkpoint_id, standing.position.map(|at| at.seq) != seq)
+        {
             return Err(ServiceError::not_found("checkpoint", id));
         }
         if let Some(resume) = &accepted.resume {
             let seq = standing.position.map_or(-1, |position| position.seq);
             self.answer(tx, thread, branch, seq, resume).await?;
         }
-        let fresh = standing.position.is_some() && locked.graph_hash.as_deref() != Some(graph.hash.0.as_slice());
-        let ambient = Ambient { run: Shared::new(self.run_var(accepted, thread)), env: Shared::new(self.env().clone()) };
+        let fresh = standing.position.is_some()
+            && locked.graph_hash.as_deref() != Some(graph.hash.0.as_slice());
+        let ambient = Ambient {
+            run: Shared::new(self.run_var(accepted, thread)),
+            env: Shared::new(self.env().clone()),
+        };
         input::begin(graph, &ambient, standing, &accepted.order, fork, fresh).map_err(order_error)
     }
 
@@ -317,16 +380,23 @@ impl Services {
         let mut open = pending::open(tx, thread, branch, seq).await?;
         open.retain(|waiting| waiting.kind == "interrupt");
         if open.is_empty() {
-            return Err(ServiceError::Conflict(format!("nothing on thread {thread} waits for an answer")));
+            return Err(ServiceError::Conflict(format!(
+                "nothing on thread {thread} waits for an answer"
+            )));
         }
         for (waiting, answer) in match_answers(&open, resume)? {
             check_answer(waiting, answer)?;
-            let mut answers: Vec<Value> =
-                waiting.answer.as_deref().and_then(|bytes| serde_json::from_slice(bytes).ok()).unwrap_or_default();
+            let mut answers: Vec<Value> = waiting
+                .answer
+                .as_deref()
+                .and_then(|bytes| serde_json::from_slice(bytes).ok())
+                .unwrap_or_default();
             answers.push(answer.clone());
             let answers = serde_json::to_vec(&answers).map_err(ServiceError::internal)?;
             if !pending::answer(tx, thread, waiting, &answers).await? {
-                return Err(ServiceError::Conflict("the question was answered meanwhile".to_owned()));
+                return Err(ServiceError::Conflict(
+                    "the question was answered meanwhile".to_owned(),
+                ));
             }
         }
         Ok(())
@@ -334,16 +404,24 @@ impl Services {
 }
 
 fn question_of(waiting: &WaitingTask) -> Value {
-    waiting.data.as_deref().and_then(|bytes| serde_json::from_slice(bytes).ok()).unwrap_or(Value::Null)
+    waiting
+        .data
+        .as_deref()
+        .and_then(|bytes| serde_json::from_slice(bytes).ok())
+        .unwrap_or(Value::Null)
 }
 
 fn id_of(waiting: &WaitingTask) -> String {
     question_of(waiting).get("id").and_then(Value::as_str).unwrap_or_default().to_owned()
 }
 
-fn match_answers<'a>(open: &'a [WaitingTask], resume: &'a Value) -> Result<Vec<(&'a WaitingTask, &'a Value)>, ServiceError> {
+fn match_answers<'a>(
+    open: &'a [WaitingTask],
+    resume: &'a Value,
+) -> Result<Vec<(&'a WaitingTask, &'a Value)>, ServiceError> {
     let ids: Vec<String> = open.iter().map(id_of).collect();
-    let looks_like_id = |key: &String| key.len() == 32 && key.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let looks_like_id =
+        |key: &String| key.len() == 32 && key.bytes().all(|byte| byte.is_ascii_hexdigit());
     if let Value::Object(map) = resume
         && !map.is_empty()
         && (map.keys().any(|key| ids.contains(key)) || map.keys().all(looks_like_id))
@@ -354,7 +432,10 @@ fn match_answers<'a>(open: &'a [WaitingTask], resume: &'a Value) -> Result<Vec<(
                 let at = ids.iter().position(|known| known == id).ok_or_else(|| {
                     ServiceError::invalid_at(
                         format!("/command/resume/{id}"),
-                        format!("no question with the id {id} waits; those that do: {}", ids.join(", ")),
+                        format!(
+                            "no question with the id {id} waits; those that do: {}",
+                            ids.join(", ")
+                        ),
                     )
                 })?;
                 Ok((&open[at], answer))
@@ -376,8 +457,11 @@ fn match_answers<'a>(open: &'a [WaitingTask], resume: &'a Value) -> Result<Vec<(
 
 fn check_answer(waiting: &WaitingTask, answer: &Value) -> Result<(), ServiceError> {
     let question = question_of(waiting);
-    let Some(schema) = question.get("response_schema").filter(|schema| !schema.is_null()) else { return Ok(()) };
-    let validator = jsonschema::validator_for(schema).map_err(|err| ServiceError::internal(err.to_string()))?;
+    let Some(schema) = question.get("response_schema").filter(|schema| !schema.is_null()) else {
+        return Ok(());
+    };
+    let validator =
+        jsonschema::validator_for(schema).map_err(|err| ServiceError::internal(err.to_string()))?;
     validator.validate(answer).map_err(|err| {
         ServiceError::invalid_at(
             format!("/command/resume{}", err.instance_path()),
@@ -403,10 +487,16 @@ fn stops(field: &str, graph: &Graph, selection: &NodeSelection) -> Result<Stops,
 }
 
 fn recursion_limit(config: &Object) -> Result<Option<u32>, ServiceError> {
-    let Some(limit) = config.get("recursion_limit").filter(|limit| !limit.is_null()) else { return Ok(None) };
-    let limit = limit.as_u64().and_then(|limit| u32::try_from(limit).ok()).filter(|limit| *limit > 0);
+    let Some(limit) = config.get("recursion_limit").filter(|limit| !limit.is_null()) else {
+        return Ok(None);
+    };
+    let limit =
+        limit.as_u64().and_then(|limit| u32::try_from(limit).ok()).filter(|limit| *limit > 0);
     limit.map(Some).ok_or_else(|| {
-        ServiceError::invalid_at("/config/recursion_limit", "`recursion_limit` must be a whole number from 1 on")
+        ServiceError::invalid_at(
+            "/config/recursion_limit",
+            "`recursion_limit` must be a whole number from 1 on",
+        )
     })
 }
 
@@ -429,7 +519,9 @@ fn kwargs(request: &CreateRun, config: &Object, context: &Value) -> Value {
 pub(super) fn order_error(err: OrderError) -> ServiceError {
     let message = crate::graph::exec::chain(&err);
     match err {
-        OrderError::Input { path, .. } => ServiceError::invalid_at(format!("/input{path}"), message),
+        OrderError::Input { path, .. } => {
+            ServiceError::invalid_at(format!("/input{path}"), message)
+        }
         OrderError::Unknown { .. } => ServiceError::invalid_at("/command", message),
         OrderError::Nothing => ServiceError::invalid_at("/input", message),
         OrderError::Write(_) | OrderError::Step(_) => ServiceError::invalid(message),

@@ -24,6 +24,7 @@ use super::api::{Actor, instant, optional_instant};
 use super::error::ServiceError;
 use super::{Services, checks};
 use crate::ids::{TokenId, UserId};
+use crate::store::crash;
 use crate::store::access::{self as store, NewTokenRow, TokenRow, UserRow};
 
 /// How long a verified token is not looked up again.
@@ -143,7 +144,7 @@ impl Services {
         let mut db = self.pool().acquire().await?;
         let live = store::find_live_token(&mut db, &hash).await?.ok_or_else(refused)?;
         if live.last_used_at.is_none_or(|at| now - at > TimeDelta::minutes(1)) {
-            store::touch_token(&mut db, live.token_id, now).await?;
+            crash::around("token used", store::touch_token(&mut db, live.token_id, now)).await?;
         }
         let actor = Actor { user_id: live.user_id, name: live.user_name, admin: live.admin };
         self.0.tokens.remember(hash, live.token_id, actor.clone(), live.expires_at, generation);
@@ -174,7 +175,7 @@ impl Services {
         let secret = Secret::random();
         let view =
             insert_token(&mut tx, owner.user_id, &request.name, &secret, now, expires_at).await?;
-        tx.commit().await?;
+        crash::commit(tx, "token made").await?;
         tracing::info!(token.id = %view.token_id, user = %owner.name, by = %actor.name, "token {} made", view.token_id);
         Ok(NewTokenView { token: secret, view })
     }
@@ -201,7 +202,7 @@ impl Services {
     pub async fn revoke_token(&self, actor: &Actor, token: TokenId) -> Result<(), ServiceError> {
         let owner = (!actor.admin).then_some(actor.user_id);
         let mut db = self.pool().acquire().await?;
-        let revoked = store::revoke_token(&mut db, token, owner, self.clock().now()).await?;
+        let revoked = crash::around("token revoked", store::revoke_token(&mut db, token, owner, self.clock().now())).await?;
         self.0.tokens.forget(token);
         if !revoked {
             return Err(ServiceError::not_found("token", token));
@@ -221,7 +222,7 @@ impl Services {
         check_user_name(&name)?;
         let user = UserRow { user_id: UserId::new(), name, admin, created_at: self.clock().now() };
         let mut db = self.pool().acquire().await?;
-        if !store::insert_user(&mut db, &user).await? {
+        if !crash::around("user made", store::insert_user(&mut db, &user)).await? {
             return Err(ServiceError::Conflict(format!("there is a user {} already", user.name)));
         }
         tracing::info!(user = %user.name, by = %actor.name, "user {} made", user.name);
@@ -261,13 +262,13 @@ impl Services {
             .await?
             .ok_or_else(|| ServiceError::internal("the user admin vanished"))?;
         if store::count_live_tokens(&mut tx, admin.user_id).await? > 0 {
-            tx.commit().await?;
+            crash::commit(tx, "admin found").await?;
             return Ok(Bootstrap::Existing);
         }
         let secret = Secret::random();
         insert_token(&mut tx, admin.user_id, "first start", &secret, now, None).await?;
         write_secret(token_file, &secret).await.map_err(ServiceError::internal)?;
-        tx.commit().await?;
+        crash::commit(tx, "admin made").await?;
         tracing::info!(path = %token_file.display(), "the admin's token is in {}", token_file.display());
         Ok(Bootstrap::Written)
     }

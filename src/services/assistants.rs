@@ -20,6 +20,7 @@ use super::{Services, checks};
 use crate::graph::model::Graph;
 use crate::ids::AssistantId;
 use crate::store::assistants::{self as store, AssistantPage, AssistantQuery, AssistantRow};
+use crate::store::crash;
 use crate::store::status::words;
 
 /// The namespace that clients of this API know for the ids of default assistants.
@@ -158,7 +159,7 @@ impl Services {
             store::set_graph_name(&mut tx, &graph.name, &graph.hash.0, now).await?;
             store::insert(&mut tx, &default_row(&graph.name, now)).await?;
         }
-        tx.commit().await?;
+        crash::commit(tx, "graphs").await?;
         self.set_graphs(catalog);
         Ok(())
     }
@@ -211,7 +212,7 @@ impl Services {
         };
         self.check_assistant(&row)?;
         let mut db = self.pool().acquire().await?;
-        if store::insert(&mut db, &row).await? {
+        if crash::around("assistant made", store::insert(&mut db, &row)).await? {
             return Ok(view(row));
         }
         let id = row.assistant_id;
@@ -256,7 +257,7 @@ impl Services {
         row.updated_at = self.clock().now();
         self.check_assistant(&row)?;
         let mut db = self.pool().acquire().await?;
-        if !store::update(&mut db, &row).await? {
+        if !crash::around("assistant changed", store::update(&mut db, &row)).await? {
             return Err(ServiceError::Conflict(format!(
                 "assistant {id} was changed by somebody else at the same time: read it again"
             )));
@@ -272,7 +273,7 @@ impl Services {
     ) -> Result<(), ServiceError> {
         self.own_assistant(actor, id).await?;
         let mut db = self.pool().acquire().await?;
-        if store::delete(&mut db, id, actor.user_id).await? {
+        if crash::around("assistant deleted", store::delete(&mut db, id, actor.user_id)).await? {
             return Ok(());
         }
         Err(ServiceError::not_found("assistant", id))

@@ -32,7 +32,9 @@ pub(super) fn decode(thread: ThreadId, text: &str) -> Option<Position> {
 
 fn check_of(thread: ThreadId) -> (u128, u128) {
     let hash = Sha256::digest(thread.0.as_bytes());
-    let bits = u128::from(u64::from_be_bytes([hash[0], hash[1], hash[2], hash[3], hash[4], hash[5], hash[6], hash[7]]));
+    let bits = u128::from(u64::from_be_bytes([
+        hash[0], hash[1], hash[2], hash[3], hash[4], hash[5], hash[6], hash[7],
+    ]));
     (bits & 0xfff, (bits >> 12) & 0x3fff_ffff)
 }
 

@@ -17,8 +17,8 @@ use super::Services;
 use super::error::ServiceError;
 use crate::graph::step::{Position, uuid_of};
 use crate::ids::{JobId, RunId, TaskId, ThreadId};
-use crate::store::jobs::{self, NewJob};
 use crate::store::crash;
+use crate::store::jobs::{self, NewJob};
 use crate::worker::client::{ClientError, WorkerClient};
 use crate::worker::wire::{JobRequest, JobResult, JobState, SandboxRequest, VERSION};
 
@@ -135,7 +135,11 @@ impl Services {
         self.send_job(order, job_id).await
     }
 
-    async fn begin_job(&self, order: &JobOrder<'_>, request: &JobRequest) -> Result<bool, ServiceError> {
+    async fn begin_job(
+        &self,
+        order: &JobOrder<'_>,
+        request: &JobRequest,
+    ) -> Result<bool, ServiceError> {
         let request_json = serde_json::to_vec(request).map_err(ServiceError::internal)?;
         let wait = json!({ "job_id": request.job_id, "lost": order.lost }).to_string().into_bytes();
         let mut tx = self.pool().begin().await?;
@@ -158,11 +162,16 @@ impl Services {
     }
 
     /// Hands the stored request to a worker.
-    async fn send_job(&self, order: &JobOrder<'_>, job_id: JobId) -> Result<Submitted, ServiceError> {
+    async fn send_job(
+        &self,
+        order: &JobOrder<'_>,
+        job_id: JobId,
+    ) -> Result<Submitted, ServiceError> {
         let mut db = self.pool().acquire().await?;
         let Some(row) = jobs::find(&mut db, job_id).await? else { return Ok(Submitted::Fenced) };
         drop(db);
-        let request: JobRequest = serde_json::from_slice(&row.request).map_err(ServiceError::internal)?;
+        let request: JobRequest =
+            serde_json::from_slice(&row.request).map_err(ServiceError::internal)?;
         let Some(worker) = self.worker() else {
             self.postpone(order, NO_WORKER).await?;
             return Ok(Submitted::Waiting);
@@ -215,7 +224,11 @@ impl Services {
                 self.fetch_results(worker).await
             };
             if let Err(err) = result.await {
-                tracing::debug!(error = &err as &dyn std::error::Error, worker = worker.name, "results could not be fetched");
+                tracing::debug!(
+                    error = &err as &dyn std::error::Error,
+                    worker = worker.name,
+                    "results could not be fetched"
+                );
                 tokio::time::sleep(RETRY).await;
             }
         }
@@ -274,7 +287,11 @@ impl Services {
         let mut ended = self.hub().ended();
         loop {
             if let Err(err) = self.stop_jobs(worker).await {
-                tracing::debug!(error = &err as &dyn std::error::Error, worker = worker.name, "jobs could not be stopped");
+                tracing::debug!(
+                    error = &err as &dyn std::error::Error,
+                    worker = worker.name,
+                    "jobs could not be stopped"
+                );
             }
             // Told of the end of a run, or after a while.
             let _ = tokio::time::timeout(STOPS_EVERY, ended.recv()).await;
@@ -320,7 +337,10 @@ impl Services {
     pub async fn watch_dead_servers(&self) {
         loop {
             if let Err(err) = self.lose_jobs_of_dead_servers().await {
-                tracing::debug!(error = &err as &dyn std::error::Error, "jobs of dead servers could not be looked for");
+                tracing::debug!(
+                    error = &err as &dyn std::error::Error,
+                    "jobs of dead servers could not be looked for"
+                );
             }
             tokio::time::sleep(Duration::from_secs(5)).await;
         }
@@ -328,5 +348,8 @@ impl Services {
 }
 
 fn unreachable(err: ClientError) -> ServiceError {
-    ServiceError::Unavailable { message: "the worker cannot be reached".to_owned(), source: Some(Box::new(err)) }
+    ServiceError::Unavailable {
+        message: "the worker cannot be reached".to_owned(),
+        source: Some(Box::new(err)),
+    }
 }

@@ -14,8 +14,8 @@ mod checkpoint_id;
 mod checks;
 pub mod drawing;
 pub mod error;
-pub mod jobs;
 mod health;
+pub mod jobs;
 pub mod runs;
 pub mod state;
 pub mod stream;
@@ -88,7 +88,13 @@ impl Services {
     /// Operations on the database behind `pool`, with no graph loaded yet, no registered node and no `env`.
     #[must_use]
     pub fn new(pool: PgPool, clock: Arc<dyn Clock>, limits: ServiceLimits) -> Self {
-        Self::with_nodes(pool, clock, limits, Arc::new(NoNodes), Value::Object(serde_json::Map::new()))
+        Self::with_nodes(
+            pool,
+            clock,
+            limits,
+            Arc::new(NoNodes),
+            Value::Object(serde_json::Map::new()),
+        )
     }
 
     /// As [`Services::new`], for graphs that use the nodes of `names` and see `env`.

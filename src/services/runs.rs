@@ -10,7 +10,10 @@ use serde_json::{Value, json};
 use sqlx::PgConnection;
 
 use super::Services;
-use super::api::{Actor, BulkCancel, CancelAction, MultitaskStrategy, Object, RunFilter, RunKey, RunStatus, RunView};
+use super::api::{
+    Actor, BulkCancel, CancelAction, MultitaskStrategy, Object, RunFilter, RunKey, RunStatus,
+    RunView,
+};
 use super::error::ServiceError;
 use crate::ids::{RunId, ThreadId};
 use crate::store::runs::{self, Ended, Ending, RunOptions, RunRow, Which};
@@ -37,7 +40,11 @@ impl Services {
     }
 
     /// Runs, newest first.
-    pub async fn list_runs(&self, actor: &Actor, filter: RunFilter) -> Result<Vec<RunView>, ServiceError> {
+    pub async fn list_runs(
+        &self,
+        actor: &Actor,
+        filter: RunFilter,
+    ) -> Result<Vec<RunView>, ServiceError> {
         let limit = self.page_limit(filter.limit)?;
         if let Some(thread) = filter.thread {
             self.get_thread(actor, thread).await?;
@@ -65,8 +72,13 @@ impl Services {
     ) -> Result<(), ServiceError> {
         let row = self.run_row(actor, key).await?;
         let mut tx = self.pool().begin().await?;
-        let ended = self.end_run(&mut tx, &row, action == CancelAction::Rollback, reason.as_deref()).await?;
-        let ended = ended.ok_or_else(|| ServiceError::NotFound { what: "nothing to cancel: run", id: key.run.to_string() })?;
+        let ended = self
+            .end_run(&mut tx, &row, action == CancelAction::Rollback, reason.as_deref())
+            .await?;
+        let ended = ended.ok_or_else(|| ServiceError::NotFound {
+            what: "nothing to cancel: run",
+            id: key.run.to_string(),
+        })?;
         crash::commit(tx, "cancel").await?;
         self.tell_ended(key.run, &ended);
         Ok(())
@@ -80,7 +92,12 @@ impl Services {
     }
 
     /// Cancels several runs; answers how many. Runs that have ended are passed over.
-    pub async fn cancel_runs(&self, actor: &Actor, which: BulkCancel, action: CancelAction) -> Result<u64, ServiceError> {
+    pub async fn cancel_runs(
+        &self,
+        actor: &Actor,
+        which: BulkCancel,
+        action: CancelAction,
+    ) -> Result<u64, ServiceError> {
         let keys = match which {
             BulkCancel::Runs { thread, runs } => {
                 runs.into_iter().map(|run| RunKey { thread: Some(thread), run }).collect()
@@ -98,7 +115,11 @@ impl Services {
         Ok(count)
     }
 
-    async fn open_runs(&self, actor: &Actor, status: Option<RunStatus>) -> Result<Vec<RunKey>, ServiceError> {
+    async fn open_runs(
+        &self,
+        actor: &Actor,
+        status: Option<RunStatus>,
+    ) -> Result<Vec<RunKey>, ServiceError> {
         let statuses = match status {
             Some(status) if status.is_terminal() => Vec::new(),
             Some(status) => vec![status],
@@ -109,7 +130,9 @@ impl Services {
         for status in statuses {
             let which = Which { status: Some(status.as_str()), ..Which::default() };
             let rows = runs::list(&mut db, actor.user_id, &which, MAX_BULK, 0).await?;
-            keys.extend(rows.into_iter().map(|row| RunKey { thread: Some(row.thread_id), run: row.run_id }));
+            keys.extend(
+                rows.into_iter().map(|row| RunKey { thread: Some(row.thread_id), run: row.run_id }),
+            );
         }
         Ok(keys)
     }
@@ -126,7 +149,8 @@ impl Services {
         let locked = locked.ok_or_else(|| ServiceError::not_found("thread", row.thread_id))?;
         let graph = self.versions().get(&row.graph_hash).await?;
         let active = locked.active_run == Some(row.run_id);
-        let standing = checkpoints::standing(tx, row.thread_id, locked.branch, None, &graph).await?;
+        let standing =
+            checkpoints::standing(tx, row.thread_id, locked.branch, None, &graph).await?;
         let values = standing.state.to_json(&graph).to_string().into_bytes();
         let result = standing.state.output(&graph).to_string().into_bytes();
         let error = json!({ "error": "UserInterrupt", "message": reason.unwrap_or("the run was cancelled") });
@@ -141,7 +165,9 @@ impl Services {
             interrupts: None,
             thread_error: (!roll_back).then_some(error.as_slice()),
         };
-        let Some(ended) = runs::finish(tx, row.thread_id, row.run_id, None, &ending).await? else { return Ok(None) };
+        let Some(ended) = runs::finish(tx, row.thread_id, row.run_id, None, &ending).await? else {
+            return Ok(None);
+        };
         jobs::cancel_of(tx, row.run_id).await?;
         if roll_back {
             runs::roll_back(tx, row.thread_id, row.run_id).await?;
@@ -176,7 +202,10 @@ impl Services {
     pub async fn delete_run(&self, actor: &Actor, key: RunKey) -> Result<(), ServiceError> {
         let row = self.run_row(actor, key).await?;
         if row.ended_at.is_none() {
-            return Err(ServiceError::Conflict(format!("run {} has not ended: cancel it first", key.run)));
+            return Err(ServiceError::Conflict(format!(
+                "run {} has not ended: cancel it first",
+                key.run
+            )));
         }
         let mut tx = self.pool().begin().await?;
         runs::delete(&mut tx, key.run).await?;
@@ -186,7 +215,11 @@ impl Services {
 
     /// Waits for the end of a run and answers its final values: an object, with `__interrupt__` when it
     /// waits for a person, or `{"__error__": {"error", "message"}}` when it failed.
-    pub async fn wait_run(&self, actor: &Actor, key: RunKey) -> Result<Box<RawValue>, ServiceError> {
+    pub async fn wait_run(
+        &self,
+        actor: &Actor,
+        key: RunKey,
+    ) -> Result<Box<RawValue>, ServiceError> {
         let mut moved = self.hub().subscribe(key.run);
         loop {
             let row = self.run_row(actor, key).await?;
@@ -208,7 +241,8 @@ impl Services {
         payload: Value,
     ) -> Result<(), ServiceError> {
         if name.is_empty() || name.len() > MAX_EVENT_NAME || name.contains('\0') {
-            let message = format!("an event's name has 1 to {MAX_EVENT_NAME} bytes, none of them NUL");
+            let message =
+                format!("an event's name has 1 to {MAX_EVENT_NAME} bytes, none of them NUL");
             return Err(ServiceError::invalid_at("/name", message));
         }
         let payload = payload.to_string().into_bytes();
@@ -236,8 +270,14 @@ impl Services {
 }
 
 fn view(row: RunRow) -> Result<RunView, ServiceError> {
-    let options: RunOptions = serde_json::from_slice(&row.options).map_err(ServiceError::internal)?;
-    let error = row.error.as_deref().map(serde_json::from_slice).transpose().map_err(ServiceError::internal)?;
+    let options: RunOptions =
+        serde_json::from_slice(&row.options).map_err(ServiceError::internal)?;
+    let error = row
+        .error
+        .as_deref()
+        .map(serde_json::from_slice)
+        .transpose()
+        .map_err(ServiceError::internal)?;
     let metadata: Object = match row.metadata {
         Value::Object(keys) => keys,
         _ => Object::new(),
@@ -250,10 +290,12 @@ fn view(row: RunRow) -> Result<RunView, ServiceError> {
         updated_at: row.updated_at,
         started_at: row.started_at,
         ended_at: row.ended_at,
-        status: RunStatus::parse(&row.status).ok_or_else(|| ServiceError::internal("an unknown run status"))?,
+        status: RunStatus::parse(&row.status)
+            .ok_or_else(|| ServiceError::internal("an unknown run status"))?,
         metadata,
         kwargs: options.kwargs,
-        multitask_strategy: MultitaskStrategy::parse(&row.multitask_strategy).unwrap_or(MultitaskStrategy::Enqueue),
+        multitask_strategy: MultitaskStrategy::parse(&row.multitask_strategy)
+            .unwrap_or(MultitaskStrategy::Enqueue),
         cancel_reason: row.cancel_reason,
         error,
     })

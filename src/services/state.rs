@@ -10,7 +10,8 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::api::{
-    Actor, CheckpointRef, HistoryRequest, InterruptView, Object, StateRequest, TaskView, ThreadState, UpdateState,
+    Actor, CheckpointRef, HistoryRequest, InterruptView, Object, StateRequest, TaskView,
+    ThreadState, UpdateState,
 };
 use super::error::ServiceError;
 use super::{Services, accept, checkpoint_id};
@@ -66,8 +67,15 @@ impl Services {
         let Some(listed) = listed else { return Ok(ThreadState::empty()) };
         let graph = self.graph_at(&mut db, thread, &listed, namespace).await?;
         let latest = newest.is_some_and(|newest| newest.position == listed.position);
-        let shown =
-            Shown { thread, namespace, graph: &graph, listed, subgraphs: request.subgraphs, latest, depth: 0 };
+        let shown = Shown {
+            thread,
+            namespace,
+            graph: &graph,
+            listed,
+            subgraphs: request.subgraphs,
+            latest,
+            depth: 0,
+        };
         self.show(&mut db, shown, true).await
     }
 
@@ -85,7 +93,12 @@ impl Services {
             None => None,
             Some(id) => {
                 let position = checkpoint_id::decode(thread, id);
-                Some(position.ok_or_else(|| ServiceError::invalid_at("/before", format!("{id} names no checkpoint of this thread")))?)
+                Some(position.ok_or_else(|| {
+                    ServiceError::invalid_at(
+                        "/before",
+                        format!("{id} names no checkpoint of this thread"),
+                    )
+                })?)
             }
         };
         let mut db = self.pool().acquire().await?;
@@ -110,8 +123,15 @@ impl Services {
                         graph
                     }
                 };
-                let shown =
-                    Shown { thread, namespace, graph: &graph, listed, subgraphs: false, latest: is_latest, depth: 0 };
+                let shown = Shown {
+                    thread,
+                    namespace,
+                    graph: &graph,
+                    listed,
+                    subgraphs: false,
+                    latest: is_latest,
+                    depth: 0,
+                };
                 states.push(self.show(&mut db, shown, request.values).await?);
             }
         }
@@ -153,13 +173,25 @@ impl Services {
             let Shown { thread, namespace, graph, listed, latest, .. } = &shown;
             let position = listed.position;
             let standing = if with_values {
-                checkpoints::standing_in(db, *thread, namespace, position.branch, Some(position.seq), graph).await?
+                checkpoints::standing_in(
+                    db,
+                    *thread,
+                    namespace,
+                    position.branch,
+                    Some(position.seq),
+                    graph,
+                )
+                .await?
             } else {
                 Standing::empty(graph)
             };
             let next: Vec<&str> = listed.next.split(',').filter(|name| !name.is_empty()).collect();
             let nodes: Vec<_> = next.iter().filter_map(|name| graph.find_node(name)).collect();
-            let tasks = if with_values { self.planned(&shown, &standing.state, &nodes) } else { Vec::new() };
+            let tasks = if with_values {
+                self.planned(&shown, &standing.state, &nodes)
+            } else {
+                Vec::new()
+            };
             let next = if tasks.is_empty() {
                 next.iter().map(|name| (*name).to_owned()).collect()
             } else {
@@ -183,7 +215,12 @@ impl Services {
         .boxed()
     }
 
-    fn planned(&self, shown: &Shown<'_>, state: &State, nodes: &[crate::graph::model::NodeIndex]) -> Vec<Task> {
+    fn planned(
+        &self,
+        shown: &Shown<'_>,
+        state: &State,
+        nodes: &[crate::graph::model::NodeIndex],
+    ) -> Vec<Task> {
         let ambient = Ambient { run: Shared::new(json!({})), env: Shared::new(self.env().clone()) };
         let place = (shown.thread, shown.namespace, shown.listed.position);
         let plan = step::plan(shown.graph, state, &ambient, place, nodes);
@@ -199,11 +236,14 @@ impl Services {
         latest: bool,
     ) -> Result<TaskView, ServiceError> {
         let node = shown.graph.node(task.node);
-        let record: Option<TaskRecord> =
-            stored.as_ref().and_then(|stored| serde_json::from_slice(stored.writes.as_deref()?).ok());
-        let wait = stored.and_then(|stored| stored.wait).filter(|wait| wait.kind == WaitKind::Interrupt);
+        let record: Option<TaskRecord> = stored
+            .as_ref()
+            .and_then(|stored| serde_json::from_slice(stored.writes.as_deref()?).ok());
+        let wait =
+            stored.and_then(|stored| stored.wait).filter(|wait| wait.kind == WaitKind::Interrupt);
         let asked = wait.filter(|wait| !(latest && wait.settled)).and_then(|wait| wait.data);
-        let mut interrupts: Vec<InterruptView> = asked.and_then(|data| interrupt_view(&data)).into_iter().collect();
+        let mut interrupts: Vec<InterruptView> =
+            asked.and_then(|data| interrupt_view(&data)).into_iter().collect();
         let (checkpoint, state) = match &node.kind {
             NodeKind::Graph { graph, .. } => {
                 let namespace = child(shown.namespace, &node.name, task.id);
@@ -235,7 +275,9 @@ impl Services {
             interrupts,
             checkpoint,
             state: state.map(Box::new),
-            result: record.filter(|record| record.f.is_none()).map(|record| Value::Object(record.w.into_iter().collect())),
+            result: record
+                .filter(|record| record.f.is_none())
+                .map(|record| Value::Object(record.w.into_iter().collect())),
         })
     }
 
@@ -248,7 +290,10 @@ impl Services {
     ) -> Result<Vec<InterruptView>, ServiceError> {
         let position = shown.listed.position;
         let open = pending::open(db, shown.thread, position.branch, position.seq).await?;
-        let below = |path: &str| path == namespace || path.strip_prefix(namespace).is_some_and(|rest| rest.starts_with('|'));
+        let below = |path: &str| {
+            path == namespace
+                || path.strip_prefix(namespace).is_some_and(|rest| rest.starts_with('|'))
+        };
         Ok(open
             .into_iter()
             .filter(|waiting| waiting.kind == "interrupt" && below(&waiting.namespace))
@@ -266,7 +311,10 @@ impl Services {
         if !shown.subgraphs || shown.depth >= MAX_DEPTH {
             return Ok(None);
         }
-        let Some(listed) = checkpoints::page(db, shown.thread, namespace, None, 1).await?.pop() else { return Ok(None) };
+        let Some(listed) = checkpoints::page(db, shown.thread, namespace, None, 1).await?.pop()
+        else {
+            return Ok(None);
+        };
         let below = Shown {
             thread: shown.thread,
             namespace,
@@ -289,7 +337,10 @@ impl Services {
         request: UpdateState,
     ) -> Result<CheckpointRef, ServiceError> {
         if !request.checkpoint_ns.is_empty() {
-            return Err(ServiceError::invalid_at("/checkpoint/checkpoint_ns", "only the root namespace can be updated"));
+            return Err(ServiceError::invalid_at(
+                "/checkpoint/checkpoint_ns",
+                "only the root namespace can be updated",
+            ));
         }
         let updates = updates_of(&request.values)?;
         let mut tx = self.pool().begin().await?;
@@ -310,17 +361,28 @@ impl Services {
         let (branch, seq) = match &request.checkpoint_id {
             None => (locked.branch, None),
             Some(id) => {
-                let at = checkpoint_id::decode(thread, id).ok_or_else(|| ServiceError::not_found("checkpoint", id))?;
+                let at = checkpoint_id::decode(thread, id)
+                    .ok_or_else(|| ServiceError::not_found("checkpoint", id))?;
                 (at.branch, Some(at.seq))
             }
         };
         let standing = checkpoints::standing(&mut tx, thread, branch, seq, &graph).await?;
-        if let (Some(id), true) = (&request.checkpoint_id, standing.position.map(|at| at.seq) != seq) {
+        if let (Some(id), true) =
+            (&request.checkpoint_id, standing.position.map(|at| at.seq) != seq)
+        {
             return Err(ServiceError::not_found("checkpoint", id));
         }
-        let head = checkpoints::page(&mut tx, thread, "", None, 1).await?.pop().map(|head| head.position);
+        let head =
+            checkpoints::page(&mut tx, thread, "", None, 1).await?.pop().map(|head| head.position);
         let fork = (head != standing.position).then_some(locked.branch + 1);
-        let (row, state, ends) = updated_row(&graph, &self.update_ambient(), standing, updates, request.as_node.as_deref(), fork)?;
+        let (row, state, ends) = updated_row(
+            &graph,
+            &self.update_ambient(),
+            standing,
+            updates,
+            request.as_node.as_deref(),
+            fork,
+        )?;
         checkpoints::insert(&mut tx, thread, RunId(Uuid::nil()), &row).await?;
         runs::delete_followups(&mut tx, thread).await?;
         let status = if ends { "idle" } else { "interrupted" };
@@ -335,7 +397,11 @@ impl Services {
     }
 
     /// For a thread on which nothing ran: the graph that its metadata names.
-    async fn graph_named(&self, db: &mut PgConnection, thread: ThreadId) -> Result<Arc<Graph>, ServiceError> {
+    async fn graph_named(
+        &self,
+        db: &mut PgConnection,
+        thread: ThreadId,
+    ) -> Result<Arc<Graph>, ServiceError> {
         let name = runs::graph_id_of(db, thread).await?;
         let name = name.ok_or_else(|| {
             ServiceError::invalid("nothing ran on this thread, and its metadata names no graph (`graph_id`): its state has no form yet")
@@ -345,14 +411,22 @@ impl Services {
 }
 
 fn updates_of(values: &Value) -> Result<Vec<Object>, ServiceError> {
-    let bad = || ServiceError::invalid_at("/values", "`values` must be an object, a list of objects, or null");
+    let bad = || {
+        ServiceError::invalid_at(
+            "/values",
+            "`values` must be an object, a list of objects, or null",
+        )
+    };
     match values {
         Value::Null => Ok(Vec::new()),
         Value::Object(update) => Ok(vec![update.clone()]),
         Value::Array(updates) if updates.len() <= MAX_UPDATES => {
             updates.iter().map(|update| update.as_object().cloned().ok_or_else(bad)).collect()
         }
-        Value::Array(_) => Err(ServiceError::invalid_at("/values", format!("at most {MAX_UPDATES} updates are accepted"))),
+        Value::Array(_) => Err(ServiceError::invalid_at(
+            "/values",
+            format!("at most {MAX_UPDATES} updates are accepted"),
+        )),
         _ => Err(bad()),
     }
 }
@@ -366,7 +440,9 @@ fn updated_row(
     as_node: Option<&str>,
     fork: Option<i32>,
 ) -> Result<(crate::graph::checkpoint::CheckpointRow, State, bool), ServiceError> {
-    let failed = |err: &dyn std::error::Error| ServiceError::invalid_at("/values", crate::graph::exec::chain(err));
+    let failed = |err: &dyn std::error::Error| {
+        ServiceError::invalid_at("/values", crate::graph::exec::chain(err))
+    };
     if matches!(as_node, Some("__start__" | "start")) {
         let input = updates.into_iter().fold(Object::new(), |mut all, update| {
             all.extend(update);
@@ -374,8 +450,10 @@ fn updated_row(
         });
         let order = Order { input: Some(Value::Object(input)), ..Order::default() };
         let mut state = standing.state.clone();
-        let begun = begin(graph, ambient, standing, &order, fork, false).map_err(accept::order_error)?;
-        let mut row = begun.row.ok_or_else(|| ServiceError::internal("an input without a checkpoint"))?;
+        let begun =
+            begin(graph, ambient, standing, &order, fork, false).map_err(accept::order_error)?;
+        let mut row =
+            begun.row.ok_or_else(|| ServiceError::internal("an input without a checkpoint"))?;
         row.source = Source::Update;
         let writes = order.input.as_ref().and_then(Value::as_object).into_iter().flatten();
         let writes: Vec<Write> = named_writes(graph, writes).map_err(accept::order_error)?;
@@ -394,7 +472,8 @@ fn updated_row(
         let writes = named_writes(graph, update).map_err(accept::order_error)?;
         changes.extend(state.apply(graph, writes).map_err(|err| failed(&err))?);
     }
-    let writes = named_writes(graph, last_update.into_iter().flatten()).map_err(accept::order_error)?;
+    let writes =
+        named_writes(graph, last_update.into_iter().flatten()).map_err(accept::order_error)?;
     match as_node {
         Some("__end__" | "end") => {
             changes.extend(state.apply(graph, writes).map_err(|err| failed(&err))?);
@@ -402,10 +481,14 @@ fn updated_row(
         }
         Some(name) => {
             let node = graph.find_node(name).ok_or_else(|| {
-                ServiceError::invalid_at("/as_node", format!("graph `{}` has no node `{name}`", graph.name))
+                ServiceError::invalid_at(
+                    "/as_node",
+                    format!("graph `{}` has no node `{name}`", graph.name),
+                )
             })?;
             let finished = Finished { node, writes, goto: Vec::new(), failure: None };
-            let applied = step::apply(graph, &mut state, ambient, vec![finished]).map_err(|err| failed(&err))?;
+            let applied = step::apply(graph, &mut state, ambient, vec![finished])
+                .map_err(|err| failed(&err))?;
             changes.extend(applied.changes);
             joins = applied.joins_changed;
             next = applied.next;
@@ -418,12 +501,25 @@ fn updated_row(
     };
     // Several updates may have changed a channel more than once: the whole state is written then.
     let keyframe = fork.is_some() || !earlier.is_empty();
-    let mut row = encode(graph, &state, &mut homes, position, Source::Update, &changes, joins, &next, keyframe);
+    let mut row = encode(
+        graph,
+        &state,
+        &mut homes,
+        position,
+        Source::Update,
+        &changes,
+        joins,
+        &next,
+        keyframe,
+    );
     row.parent = fork.and(last);
     Ok((row, state, next.is_empty()))
 }
 
-fn named_writes<'a>(graph: &Graph, named: impl IntoIterator<Item = (&'a String, &'a Value)>) -> Result<Vec<Write>, OrderError> {
+fn named_writes<'a>(
+    graph: &Graph,
+    named: impl IntoIterator<Item = (&'a String, &'a Value)>,
+) -> Result<Vec<Write>, OrderError> {
     named
         .into_iter()
         .map(|(name, value)| {
@@ -438,7 +534,11 @@ fn named_writes<'a>(graph: &Graph, named: impl IntoIterator<Item = (&'a String, 
 }
 
 fn child(namespace: &str, node: &str, task: TaskId) -> String {
-    if namespace.is_empty() { format!("{node}:{task}") } else { format!("{namespace}|{node}:{task}") }
+    if namespace.is_empty() {
+        format!("{node}:{task}")
+    } else {
+        format!("{namespace}|{node}:{task}")
+    }
 }
 
 fn interrupt_view(data: &[u8]) -> Option<InterruptView> {
@@ -446,7 +546,10 @@ fn interrupt_view(data: &[u8]) -> Option<InterruptView> {
     Some(InterruptView {
         id: question.get("id")?.as_str()?.to_owned(),
         value: question.get("value").cloned().unwrap_or(Value::Null),
-        response_schema: question.get("response_schema").filter(|schema| !schema.is_null()).cloned(),
+        response_schema: question
+            .get("response_schema")
+            .filter(|schema| !schema.is_null())
+            .cloned(),
     })
 }
 

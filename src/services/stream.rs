@@ -65,7 +65,8 @@ impl Services {
         let moved = self.hub().subscribe(key.run);
         let run = self.run_row(actor, key).await?;
         let graph = self.versions().get(&run.graph_hash).await?;
-        let options: RunOptions = serde_json::from_slice(&run.options).map_err(ServiceError::internal)?;
+        let options: RunOptions =
+            serde_json::from_slice(&run.options).map_err(ServiceError::internal)?;
         let modes = if request.modes.is_empty() { requested(&options) } else { request.modes };
         let at = self.start_of(&run, &request.from).await?;
         let subgraphs = request.subgraphs.unwrap_or(options.engine.stream_subgraphs);
@@ -94,7 +95,9 @@ impl Services {
     async fn start_of(&self, run: &RunRow, from: &StreamFrom) -> Result<(i64, i32), ServiceError> {
         let parsed = match from {
             StreamFrom::Start => return Ok((-1, CHECKPOINT)),
-            StreamFrom::After(id) => id.split_once('-').and_then(|(seq, place)| Some((seq.parse().ok()?, place.parse().ok()?))),
+            StreamFrom::After(id) => id
+                .split_once('-')
+                .and_then(|(seq, place)| Some((seq.parse().ok()?, place.parse().ok()?))),
             StreamFrom::Now => None,
         };
         if let Some(at) = parsed {
@@ -109,7 +112,8 @@ impl Services {
 /// The modes that the run was created with.
 fn requested(options: &RunOptions) -> Vec<StreamMode> {
     let modes = options.kwargs.get("stream_mode").and_then(Value::as_array).into_iter().flatten();
-    let modes: Vec<StreamMode> = modes.filter_map(|mode| StreamMode::parse(mode.as_str()?)).collect();
+    let modes: Vec<StreamMode> =
+        modes.filter_map(|mode| StreamMode::parse(mode.as_str()?)).collect();
     if modes.is_empty() { vec![StreamMode::Values] } else { modes }
 }
 
@@ -143,8 +147,10 @@ impl Reader {
         self.run = run;
         let after = if self.at.1 == CHECKPOINT { self.at.0 } else { self.at.0 - 1 };
         let (thread, run_id) = (self.run.thread_id, self.run.run_id);
-        let mut seqs = checkpoints::of_run(&mut db, thread, run_id, self.run.branch, after, PAGE).await?;
-        let mut events = stream_events::after(&mut db, run_id, self.at.0, self.at.1, EVENTS).await?;
+        let mut seqs =
+            checkpoints::of_run(&mut db, thread, run_id, self.run.branch, after, PAGE).await?;
+        let mut events =
+            stream_events::after(&mut db, run_id, self.at.0, self.at.1, EVENTS).await?;
         drop(db);
         let more = cut(&mut seqs, &mut events);
         let found = !seqs.is_empty() || !events.is_empty();
@@ -171,7 +177,11 @@ impl Reader {
         if !wanted || (!event.namespace.is_empty() && !self.subgraphs) {
             return;
         }
-        let name = if event.namespace.is_empty() { event.mode } else { format!("{}|{}", event.mode, event.namespace) };
+        let name = if event.namespace.is_empty() {
+            event.mode
+        } else {
+            format!("{}|{}", event.mode, event.namespace)
+        };
         self.push((event.seq, event.place), name, event.data);
     }
 
@@ -181,7 +191,8 @@ impl Reader {
         }
         let mut db = self.services.pool().acquire().await?;
         let thread = self.run.thread_id;
-        let standing = checkpoints::standing(&mut db, thread, self.run.branch, Some(seq), &self.graph).await?;
+        let standing =
+            checkpoints::standing(&mut db, thread, self.run.branch, Some(seq), &self.graph).await?;
         let values = standing.state.to_json(&self.graph).to_string().into_bytes();
         self.push((seq, CHECKPOINT), "values".to_owned(), values);
         Ok(())
@@ -208,7 +219,11 @@ impl Reader {
     }
 
     fn push(&mut self, (seq, place): (i64, i32), event: String, data: Vec<u8>) {
-        self.ready.push_back(StreamItem { id: Some(format!("{seq}-{place}")), event, data: Bytes::from(data) });
+        self.ready.push_back(StreamItem {
+            id: Some(format!("{seq}-{place}")),
+            event,
+            data: Bytes::from(data),
+        });
     }
 }
 
@@ -230,13 +245,20 @@ mod tests {
     use super::*;
 
     fn event(seq: i64, place: i32) -> StreamEvent {
-        StreamEvent { seq, place, mode: "updates".to_owned(), namespace: String::new(), data: Vec::new() }
+        StreamEvent {
+            seq,
+            place,
+            mode: "updates".to_owned(),
+            namespace: String::new(),
+            data: Vec::new(),
+        }
     }
 
     #[test]
     fn a_full_page_of_events_holds_back_the_checkpoints_that_may_have_more() {
         let mut seqs = vec![1, 2, 3];
-        let mut events: Vec<StreamEvent> = (0..i32::try_from(EVENTS).unwrap()).map(|place| event(2, place)).collect();
+        let mut events: Vec<StreamEvent> =
+            (0..i32::try_from(EVENTS).unwrap()).map(|place| event(2, place)).collect();
         assert!(cut(&mut seqs, &mut events));
         assert_eq!(seqs, [1]);
     }

@@ -6,7 +6,7 @@ use super::api::{Actor, CreateThread, IfExists, Object, Page, SearchThreads, Thr
 use super::error::ServiceError;
 use super::{Services, checks};
 use crate::ids::ThreadId;
-use crate::store::StoreError;
+use crate::store::{StoreError, crash};
 use crate::store::status::ThreadStatus;
 use crate::store::threads::{self as store, ThreadPage, ThreadQuery, ThreadRow};
 
@@ -23,7 +23,8 @@ impl Services {
         let thread = request.thread_id.unwrap_or_else(ThreadId::new);
         let now = self.clock().now();
         let mut db = self.pool().acquire().await?;
-        let new = store::insert(&mut db, thread, actor.user_id, &request.metadata, now).await?;
+        let insert = store::insert(&mut db, thread, actor.user_id, &request.metadata, now);
+        let new = crash::around("thread made", insert).await?;
         // A foreign thread with this id is a conflict too: the id is taken, and nothing else is told.
         let taken = || ServiceError::Conflict(format!("there is a thread {thread} already"));
         if !new && request.if_exists == IfExists::Raise {
@@ -62,14 +63,14 @@ impl Services {
             return Err(checks::over("metadata", size, limit));
         }
         let row = store::find(&mut tx, thread, actor.user_id).await?;
-        tx.commit().await?;
+        crash::commit(tx, "thread changed").await?;
         view(row.ok_or_else(|| ServiceError::not_found("thread", thread))?)
     }
 
     /// Deletes a thread with its runs, checkpoints and events. A busy one is not deleted.
     pub async fn delete_thread(&self, actor: &Actor, thread: ThreadId) -> Result<(), ServiceError> {
         let mut db = self.pool().acquire().await?;
-        if store::delete(&mut db, thread, actor.user_id).await? {
+        if crash::around("thread deleted", store::delete(&mut db, thread, actor.user_id)).await? {
             return Ok(());
         }
         match store::find_status(&mut db, thread, actor.user_id).await? {

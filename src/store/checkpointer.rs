@@ -53,12 +53,19 @@ impl From<StoreError> for CheckpointError {
 }
 
 impl Checkpointer for RunCheckpointer {
-    fn load<'a>(&'a self, namespace: &'a str) -> BoxFuture<'a, Result<Option<LoadedRows>, CheckpointError>> {
+    fn load<'a>(
+        &'a self,
+        namespace: &'a str,
+    ) -> BoxFuture<'a, Result<Option<LoadedRows>, CheckpointError>> {
         async move {
             let mut db = self.pool.acquire().await.map_err(StoreError::from)?;
-            let rows = super::checkpoints::rows(&mut db, self.thread_id, namespace, self.branch, None).await?;
+            let rows =
+                super::checkpoints::rows(&mut db, self.thread_id, namespace, self.branch, None)
+                    .await?;
             let Some(last) = rows.last() else { return Ok(None) };
-            let tasks = super::checkpoints::tasks(&mut db, self.thread_id, namespace, last.position).await?;
+            let tasks =
+                super::checkpoints::tasks(&mut db, self.thread_id, namespace, last.position)
+                    .await?;
             Ok(Some(LoadedRows { rows, tasks }))
         }
         .boxed()
@@ -78,7 +85,11 @@ impl Checkpointer for RunCheckpointer {
 
     fn commit(&self, commit: Commit) -> BoxFuture<'_, Result<(), CheckpointError>> {
         async move {
-            let advanced = commit.checkpoint.as_ref().filter(|_| commit.namespace.is_empty()).map(|row| row.position.seq);
+            let advanced = commit
+                .checkpoint
+                .as_ref()
+                .filter(|_| commit.namespace.is_empty())
+                .map(|row| row.position.seq);
             let request = Request {
                 run_id: self.run_id,
                 thread_id: self.thread_id,

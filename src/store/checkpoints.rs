@@ -8,7 +8,9 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
 use super::StoreError;
-use crate::graph::checkpoint::{DecodeError, Decoder, KEYFRAME_EVERY, Restored, StoredRow, StoredWait, ValueRef, WaitKind};
+use crate::graph::checkpoint::{
+    DecodeError, Decoder, KEYFRAME_EVERY, Restored, StoredRow, StoredWait, ValueRef, WaitKind,
+};
 use crate::graph::input::Standing;
 use crate::graph::model::Graph;
 use crate::graph::step::Position;
@@ -105,7 +107,8 @@ pub async fn standing_in(
     let (position, names) = (last.position, last.next.clone());
     let decoder = Decoder::new(graph).read(&rows)?;
     let refs = decoder.refs();
-    let fetched = if refs.is_empty() { HashMap::new() } else { values(db, thread, namespace, &refs).await? };
+    let fetched =
+        if refs.is_empty() { HashMap::new() } else { values(db, thread, namespace, &refs).await? };
     let (state, homes) = decoder.finish(fetched)?;
     // Nodes of another graph are not this graph's: whoever goes on from here names its own.
     let next = names.split(',').filter_map(|name| graph.find_node(name)).collect();
@@ -134,7 +137,15 @@ pub async fn values(
     .await?;
     Ok(rows
         .into_iter()
-        .map(|row| (ValueRef { channel: row.channel, at: Position { branch: row.branch, seq: row.seq } }, row.value))
+        .map(|row| {
+            (
+                ValueRef {
+                    channel: row.channel,
+                    at: Position { branch: row.branch, seq: row.seq },
+                },
+                row.value,
+            )
+        })
         .collect())
 }
 
@@ -223,7 +234,14 @@ pub async fn page(
                 _ if row.seq > 0 => Some(Position { branch: row.branch, seq: row.seq - 1 }),
                 _ => None,
             };
-            Listed { position, parent, run_id: row.run_id, source: row.source, next: row.next, at: row.at }
+            Listed {
+                position,
+                parent,
+                run_id: row.run_id,
+                source: row.source,
+                next: row.next,
+                at: row.at,
+            }
         })
         .collect())
 }

@@ -26,6 +26,10 @@ use crate::ids::{RunId, ThreadId};
 const SLOTS: usize = 2;
 /// The most commits of one statement.
 const MAX_BATCH: usize = 256;
+/// Supersteps and other writes of runs that were acknowledged.
+const COMMITS: &str = "cynai_commits_total";
+/// Statements that wrote them: with the commits, how many went out together.
+const STATEMENTS: &str = "cynai_commit_statements_total";
 /// Pauses between tries of a commit whose run was locked or whose outcome is unknown.
 const RETRY_FIRST: Duration = Duration::from_millis(2);
 const RETRY_MAX: Duration = Duration::from_secs(1);
@@ -59,8 +63,14 @@ impl Request {
     /// Whether it is a root checkpoint and nothing else, which the small statements can write.
     fn is_plain(&self) -> bool {
         let Commit { namespace, checkpoint, writes, waits, settles, stream, .. } = &*self.commit;
-        let plain_row = checkpoint.as_ref().is_some_and(|row| row.values.is_empty() && row.parent.is_none());
-        plain_row && namespace.is_empty() && writes.is_empty() && waits.is_empty() && !settles && stream.is_empty()
+        let plain_row =
+            checkpoint.as_ref().is_some_and(|row| row.values.is_empty() && row.parent.is_none());
+        plain_row
+            && namespace.is_empty()
+            && writes.is_empty()
+            && waits.is_empty()
+            && !settles
+            && stream.is_empty()
     }
 }
 
@@ -139,7 +149,10 @@ impl Committer {
             let verdict = if alone {
                 alone = false;
                 match execute(&self.0.pool, std::slice::from_ref(&request)).await {
-                    Ok(passed) if passed.contains(&request.run_id) => Verdict::Passed,
+                    Ok(passed) if passed.contains(&request.run_id) => {
+                        self.0.count(1);
+                        Verdict::Passed
+                    }
                     Ok(_) => Verdict::Unsure,
                     // Alone, its failure is its own.
                     Err(err) if !err.is_unavailable() => return Err(err.into()),
@@ -155,7 +168,9 @@ impl Committer {
                     Ok(Look::Written) => return Ok(()),
                     Ok(Look::Fenced) => return Err(CommitError::Fenced),
                     Ok(Look::Locked) => {}
-                    Err(err) if waited >= RETRY_FOR || !err.is_unavailable() => return Err(err.into()),
+                    Err(err) if waited >= RETRY_FOR || !err.is_unavailable() => {
+                        return Err(err.into());
+                    }
                     Err(_) => {}
                 },
             }
@@ -175,7 +190,9 @@ impl Committer {
         )
         .fetch_optional(&self.0.pool)
         .await?;
-        let Some(head) = head.filter(|head| head.fence == request.fence && head.status == "running") else {
+        let Some(head) =
+            head.filter(|head| head.fence == request.fence && head.status == "running")
+        else {
             return Ok(Look::Fenced);
         };
         let advances = request.next_root_seq() != request.root_seq;
@@ -246,23 +263,37 @@ impl Inner {
         }
     }
 
+    /// Counts a statement and the commits that it made.
+    fn count(&self, passed: usize) {
+        let passed = u64::try_from(passed).unwrap_or(0);
+        metrics::counter!(STATEMENTS).increment(1);
+        metrics::counter!(COMMITS).increment(passed);
+        let mut state = self.lock();
+        state.statements += 1;
+        state.commits += passed;
+    }
+
     async fn write(&self, requests: &[Request]) -> Vec<Verdict> {
         let result = execute(&self.pool, requests).await;
         let verdicts: Vec<Verdict> = match &result {
             Ok(passed) => requests
                 .iter()
-                .map(|request| if passed.contains(&request.run_id) { Verdict::Passed } else { Verdict::Unsure })
+                .map(|request| {
+                    if passed.contains(&request.run_id) { Verdict::Passed } else { Verdict::Unsure }
+                })
                 .collect(),
             Err(err) => {
                 let verdict = if err.is_unavailable() { Verdict::Unsure } else { Verdict::Alone };
-                tracing::warn!(error = err as &dyn std::error::Error, commits = requests.len(), "a batch of commits failed");
+                tracing::warn!(
+                    error = err as &dyn std::error::Error,
+                    commits = requests.len(),
+                    "a batch of commits failed"
+                );
                 vec![verdict; requests.len()]
             }
         };
         let passed = verdicts.iter().filter(|verdict| **verdict == Verdict::Passed).count();
-        let mut state = self.lock();
-        state.statements += 1;
-        state.commits += u64::try_from(passed).unwrap_or(0);
+        self.count(passed);
         verdicts
     }
 }
@@ -329,7 +360,11 @@ async fn execute_one(pool: &PgPool, request: &Request) -> Result<HashSet<RunId>,
 
 /// Root checkpoints of several runs, one each.
 async fn execute_plain(pool: &PgPool, requests: &[Request]) -> Result<HashSet<RunId>, StoreError> {
-    let rows = || requests.iter().filter_map(|request| request.commit.checkpoint.as_ref().map(|row| (request, row)));
+    let rows = || {
+        requests
+            .iter()
+            .filter_map(|request| request.commit.checkpoint.as_ref().map(|row| (request, row)))
+    };
     let passed = sqlx::query_scalar!(
         r#"with b as (
              select * from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::uuid[], $6::int[],
@@ -531,6 +566,7 @@ impl Columns {
 ///
 /// An event that a wait names may have come before the wait: it is taken from `events` in the same
 /// statement. A sender of events locks the head first, so the two cannot pass each other.
+#[expect(clippy::too_many_lines, reason = "one statement and its columns")]
 async fn execute_full(pool: &PgPool, requests: &[Request]) -> Result<HashSet<RunId>, StoreError> {
     let c = Columns::of(requests);
     let passed = sqlx::query_scalar!(

@@ -23,7 +23,9 @@ pub enum SchemaError {
     )]
     Newer(i64),
     /// A step was changed after it was applied.
-    #[error("migration {0} of the database is not this program's: the database was made by a different build")]
+    #[error(
+        "migration {0} of the database is not this program's: the database was made by a different build"
+    )]
     Different(i64),
     /// A step failed.
     #[error("the schema could not be brought up to date")]
@@ -58,8 +60,9 @@ pub async fn migrate(pool: &PgPool) -> Result<(), SchemaError> {
 /// # Errors
 /// The database's.
 pub async fn is_current(pool: &PgPool) -> Result<bool, sqlx::Error> {
-    let applied = sqlx::query_scalar!(r#"select to_regclass('_sqlx_migrations') is not null as "there!""#)
-        .fetch_one(pool)
-        .await?;
+    let applied =
+        sqlx::query_scalar!(r#"select to_regclass('_sqlx_migrations') is not null as "there!""#)
+            .fetch_one(pool)
+            .await?;
     Ok(applied)
 }

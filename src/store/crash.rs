@@ -4,7 +4,8 @@
 //! a file, and with `CYNAI_CRASH_AT=N` to have the process killed (SIGKILL, as by a power cut) at the
 //! Nth point. The points exist in builds with debug assertions only; in others they are nothing.
 //!
-//! **Invariant:** every COMMIT of a write goes through [`before`] and [`after`].
+//! **Invariant:** every COMMIT of a write goes through [`before`] and [`after`]: a transaction's through
+//! [`commit`], a single statement's through [`around`].
 
 /// A write is about to be committed.
 pub fn before(name: &'static str) {
@@ -33,7 +34,10 @@ fn point(when: &'static str, name: &'static str) {
     static PASSED: AtomicU64 = AtomicU64::new(0);
 
     let plan = PLAN.get_or_init(|| {
-        #[expect(clippy::disallowed_methods, reason = "a switch for tests, absent from release builds")]
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "a switch for tests, absent from release builds"
+        )]
         let var = |name: &str| std::env::var(name).ok();
         Plan {
             at: var("CYNAI_CRASH_AT").and_then(|at| at.parse().ok()),
@@ -62,9 +66,50 @@ fn point(when: &'static str, name: &'static str) {
 ///
 /// # Errors
 /// The database's.
-pub async fn commit(tx: sqlx::Transaction<'_, sqlx::Postgres>, name: &'static str) -> Result<(), sqlx::Error> {
+pub async fn commit(
+    tx: sqlx::Transaction<'_, sqlx::Postgres>,
+    name: &'static str,
+) -> Result<(), sqlx::Error> {
     before(name);
     tx.commit().await?;
     after(name);
     Ok(())
+}
+
+/// Runs a single statement, which commits by itself, between two crash points.
+pub async fn around<T>(name: &'static str, statement: impl Future<Output = T>) -> T {
+    before(name);
+    let result = statement.await;
+    after(name);
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                sources(&path, found);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                found.push(path);
+            }
+        }
+    }
+
+    #[test]
+    fn no_transaction_is_committed_past_the_crash_points() {
+        let mut files = Vec::new();
+        sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut files);
+        // Put together, so that this line is not one of those it looks for.
+        let needle = ["tx", ".commit()"].concat();
+        let with: Vec<_> = files
+            .iter()
+            .filter(|path| std::fs::read_to_string(path).unwrap().contains(&needle))
+            .filter_map(|path| path.file_name()?.to_str())
+            .collect();
+        assert_eq!(with, ["crash.rs"], "use crash::commit");
+    }
 }

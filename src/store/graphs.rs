@@ -68,7 +68,8 @@ impl Graphs {
     /// # Errors
     /// It is not stored, cannot be read, or does not compile.
     pub async fn get(&self, hash: &[u8]) -> Result<Arc<Graph>, GraphError> {
-        let hash: [u8; 32] = hash.try_into().map_err(|_| GraphError::Unknown(GraphHash([0; 32])))?;
+        let hash: [u8; 32] =
+            hash.try_into().map_err(|_| GraphError::Unknown(GraphHash([0; 32])))?;
         if let Some(graph) = self.kept.read().unwrap_or_else(PoisonError::into_inner).get(&hash) {
             return Ok(Arc::clone(graph));
         }
@@ -101,7 +102,11 @@ impl Graphs {
                         false
                     }
                     Err(problems) => {
-                        reason = problems.iter().map(|problem| problem.message.clone()).collect::<Vec<_>>().join("; ");
+                        reason = problems
+                            .iter()
+                            .map(|problem| problem.message.clone())
+                            .collect::<Vec<_>>()
+                            .join("; ");
                         true
                     }
                 }
@@ -111,7 +116,10 @@ impl Graphs {
                 return Err(GraphError::Unusable { name, reason });
             }
         }
-        let found = made.into_values().find(|graph| graph.hash.0 == hash).ok_or(GraphError::Unknown(GraphHash(hash)))?;
+        let found = made
+            .into_values()
+            .find(|graph| graph.hash.0 == hash)
+            .ok_or(GraphError::Unknown(GraphHash(hash)))?;
         self.keep(&found);
         Ok(found)
     }

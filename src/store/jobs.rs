@@ -125,7 +125,12 @@ pub async fn sent(db: &mut PgConnection, job: JobId, worker: &str) -> Result<(),
 }
 
 /// No worker could take the job: its run wakes after a while to try again.
-pub async fn postpone(db: &mut PgConnection, run: RunId, task: TaskId, after: Duration) -> Result<(), StoreError> {
+pub async fn postpone(
+    db: &mut PgConnection,
+    run: RunId,
+    task: TaskId,
+    after: Duration,
+) -> Result<(), StoreError> {
     sqlx::query!(
         "update pending set due = cynai_now() + make_interval(secs => $3)
           where run_id = $1 and task_id = $2 and kind = 'job' and not settled",
@@ -161,7 +166,12 @@ pub async fn stopped(db: &mut PgConnection, job: JobId) -> Result<(), StoreError
 }
 
 /// Stores how a job ended and settles its activation. False: it had ended before, or its run has.
-pub async fn settle(db: &mut PgConnection, job: JobId, status: &str, result: &[u8]) -> Result<bool, StoreError> {
+pub async fn settle(
+    db: &mut PgConnection,
+    job: JobId,
+    status: &str,
+    result: &[u8],
+) -> Result<bool, StoreError> {
     let row = sqlx::query!(
         r#"select run_id as "run_id: RunId", task_id as "task_id: TaskId" from jobs where job_id = $1"#,
         job as JobId
@@ -170,9 +180,12 @@ pub async fn settle(db: &mut PgConnection, job: JobId, status: &str, result: &[u
     .await?;
     let Some(row) = row else { return Ok(false) };
     // The head is locked first, as everywhere.
-    sqlx::query_scalar!("select 1 as one from heads where run_id = $1 for no key update", row.run_id as RunId)
-        .fetch_optional(&mut *db)
-        .await?;
+    sqlx::query_scalar!(
+        "select 1 as one from heads where run_id = $1 for no key update",
+        row.run_id as RunId
+    )
+    .fetch_optional(&mut *db)
+    .await?;
     let ended = sqlx::query!(
         "update jobs set status = $2, result = $3, ended_at = cynai_now()
           where job_id = $1 and status in ('intent', 'sent', 'canceling')",
@@ -189,7 +202,12 @@ pub async fn settle(db: &mut PgConnection, job: JobId, status: &str, result: &[u
 }
 
 /// Jobs that a worker was given and that have not ended; with `canceling`, those of them that are to be stopped.
-pub async fn open_on(db: &mut PgConnection, worker: &str, canceling: bool, limit: i64) -> Result<Vec<JobRow>, StoreError> {
+pub async fn open_on(
+    db: &mut PgConnection,
+    worker: &str,
+    canceling: bool,
+    limit: i64,
+) -> Result<Vec<JobRow>, StoreError> {
     let rows = sqlx::query_as!(
         JobRow,
         r#"select job_id as "job_id: JobId", run_id as "run_id: RunId", task_id as "task_id: TaskId", status, worker,

@@ -36,7 +36,12 @@ pub struct WaitingTask {
 }
 
 /// What is not settled in a thread's superstep: in the root after `seq`, and in the subgraphs below.
-pub async fn open(db: &mut PgConnection, thread: ThreadId, branch: i32, seq: i64) -> Result<Vec<WaitingTask>, StoreError> {
+pub async fn open(
+    db: &mut PgConnection,
+    thread: ThreadId,
+    branch: i32,
+    seq: i64,
+) -> Result<Vec<WaitingTask>, StoreError> {
     let rows = sqlx::query_as!(
         WaitingTask,
         r#"select task_id as "task_id: TaskId", run_id as "run_id: RunId", namespace, seq, branch, node, kind, attempt,

@@ -113,18 +113,35 @@ pub async fn claim(
     Ok(rows)
 }
 
-/// Runs that wait behind a question's expiry, whose time has come; each is to be activated under its thread's lock.
-pub async fn due_followups(db: &mut PgConnection, limit: i64) -> Result<Vec<(ThreadId, RunId)>, StoreError> {
+/// What has become due.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DueRuns {
+    /// Whether runs are due that [`promote_due`] makes claimable.
+    pub parked: bool,
+    /// Runs that wait behind a question's expiry; each is to be activated under its thread's lock.
+    pub followups: Vec<(ThreadId, RunId)>,
+}
+
+/// Looks for runs whose time has come, at most `limit` of them. Writes nothing.
+pub async fn due(db: &mut PgConnection, limit: i64) -> Result<DueRuns, StoreError> {
     let rows = sqlx::query!(
-        r#"select q.thread_id as "thread_id: ThreadId", q.run_id as "run_id: RunId"
+        r#"select q.thread_id as "thread_id: ThreadId", q.run_id as "run_id: RunId", h.status = 'pending' as "followup!"
              from queue q join heads h using (run_id)
-            where q.state = 'later' and q.due <= cynai_now() and h.status = 'pending'
+            where q.state = 'later' and q.due <= cynai_now()
             order by q.due limit $1"#,
         limit,
     )
     .fetch_all(db)
     .await?;
-    Ok(rows.into_iter().map(|row| (row.thread_id, row.run_id)).collect())
+    let mut due = DueRuns::default();
+    for row in rows {
+        if row.followup {
+            due.followups.push((row.thread_id, row.run_id));
+        } else {
+            due.parked = true;
+        }
+    }
+    Ok(due)
 }
 
 /// Makes parked and delayed runs claimable whose due time has come; answers how many.
@@ -152,7 +169,8 @@ pub async fn next_due(db: &mut PgConnection) -> Result<Option<Duration>, StoreEr
     )
     .fetch_one(db)
     .await?;
-    Ok(seconds.map(|seconds| Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX)))
+    Ok(seconds
+        .map(|seconds| Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX)))
 }
 
 /// What became of parking.
@@ -246,10 +264,18 @@ pub async fn wake(db: &mut PgConnection, run: RunId) -> Result<bool, StoreError>
 /// Settles an activation's wait with `answer`, once; wakes the run when it should.
 ///
 /// Takes the head's lock first. False: it was settled before, or the run has ended.
-pub async fn settle(db: &mut PgConnection, run: RunId, task: TaskId, answer: &[u8]) -> Result<bool, StoreError> {
-    let head = sqlx::query_scalar!("select 1 as one from heads where run_id = $1 for no key update", run as RunId)
-        .fetch_optional(&mut *db)
-        .await?;
+pub async fn settle(
+    db: &mut PgConnection,
+    run: RunId,
+    task: TaskId,
+    answer: &[u8],
+) -> Result<bool, StoreError> {
+    let head = sqlx::query_scalar!(
+        "select 1 as one from heads where run_id = $1 for no key update",
+        run as RunId
+    )
+    .fetch_optional(&mut *db)
+    .await?;
     if head.is_none() {
         return Ok(false);
     }
@@ -279,9 +305,12 @@ pub async fn send_event(
     payload: &[u8],
 ) -> Result<(), StoreError> {
     if let Some(run) = active_run {
-        sqlx::query_scalar!("select 1 as one from heads where run_id = $1 for no key update", run as RunId)
-            .fetch_optional(&mut *db)
-            .await?;
+        sqlx::query_scalar!(
+            "select 1 as one from heads where run_id = $1 for no key update",
+            run as RunId
+        )
+        .fetch_optional(&mut *db)
+        .await?;
         let waiting = sqlx::query_scalar!(
             r#"select task_id as "task_id: TaskId" from pending
                 where run_id = $1 and kind = 'event' and name = $2 and not settled
@@ -342,7 +371,10 @@ pub async fn recover(db: &mut PgConnection, limit: i64) -> Result<Vec<RunId>, St
 }
 
 /// Which of `runs` this process still holds under the fences it knows.
-pub async fn still_held(db: &mut PgConnection, runs: &[(RunId, i64)]) -> Result<Vec<RunId>, StoreError> {
+pub async fn still_held(
+    db: &mut PgConnection,
+    runs: &[(RunId, i64)],
+) -> Result<Vec<RunId>, StoreError> {
     let held = sqlx::query_scalar!(
         r#"select h.run_id as "run_id: RunId" from heads h
              join unnest($1::uuid[], $2::bigint[]) as b (run_id, fence) using (run_id)
@@ -356,7 +388,12 @@ pub async fn still_held(db: &mut PgConnection, runs: &[(RunId, i64)]) -> Result<
 }
 
 /// Begins a new life of a driver installation; its predecessor's runs are free from now on. Answers the epoch.
-pub async fn register(db: &mut PgConnection, instance: InstanceId, host: &str, lease: Duration) -> Result<i64, StoreError> {
+pub async fn register(
+    db: &mut PgConnection,
+    instance: InstanceId,
+    host: &str,
+    lease: Duration,
+) -> Result<i64, StoreError> {
     let epoch = sqlx::query_scalar!(
         "insert into instances (instance_id, epoch, deadline, host, started_at)
          values ($1, 1, cynai_now() + make_interval(secs => $3), $2, cynai_now())
@@ -374,7 +411,12 @@ pub async fn register(db: &mut PgConnection, instance: InstanceId, host: &str, l
 }
 
 /// Renews a driver's lease. False: another life of this installation has begun, or its lease had ended already.
-pub async fn renew(db: &mut PgConnection, instance: InstanceId, epoch: i64, lease: Duration) -> Result<bool, StoreError> {
+pub async fn renew(
+    db: &mut PgConnection,
+    instance: InstanceId,
+    epoch: i64,
+    lease: Duration,
+) -> Result<bool, StoreError> {
     let result = sqlx::query!(
         "update instances set deadline = cynai_now() + make_interval(secs => $3)
           where instance_id = $1 and epoch = $2 and deadline >= cynai_now()",
@@ -388,7 +430,11 @@ pub async fn renew(db: &mut PgConnection, instance: InstanceId, epoch: i64, leas
 }
 
 /// Ends a driver's lease at once.
-pub async fn unregister(db: &mut PgConnection, instance: InstanceId, epoch: i64) -> Result<(), StoreError> {
+pub async fn unregister(
+    db: &mut PgConnection,
+    instance: InstanceId,
+    epoch: i64,
+) -> Result<(), StoreError> {
     sqlx::query!(
         "update instances set deadline = cynai_now() - interval '1 second' where instance_id = $1 and epoch = $2",
         instance as InstanceId,

@@ -44,7 +44,10 @@ pub struct LockedThread {
 }
 
 /// Locks a thread's row until the end of the transaction.
-pub async fn lock_thread(db: &mut PgConnection, thread: ThreadId) -> Result<Option<LockedThread>, StoreError> {
+pub async fn lock_thread(
+    db: &mut PgConnection,
+    thread: ThreadId,
+) -> Result<Option<LockedThread>, StoreError> {
     let row = sqlx::query_as!(
         LockedThread,
         r#"select user_id as "user_id: UserId", status, branch, active_run as "active_run: RunId", graph_hash
@@ -253,7 +256,12 @@ pub async fn finish(
 }
 
 /// Stores a run that starts when a question on an idle thread expires. The caller holds the thread's lock.
-pub async fn insert_followup(db: &mut PgConnection, after: RunId, followup: RunId, options: &[u8]) -> Result<(), StoreError> {
+pub async fn insert_followup(
+    db: &mut PgConnection,
+    after: RunId,
+    followup: RunId,
+    options: &[u8],
+) -> Result<(), StoreError> {
     sqlx::query!(
         r#"with due as (
              select min(due) as due from pending where run_id = $1 and not settled and kind = 'interrupt'),
@@ -293,7 +301,11 @@ pub async fn delete_followups(db: &mut PgConnection, thread: ThreadId) -> Result
 }
 
 /// Makes a waiting run the active one of an idle thread, under the thread's lock.
-pub async fn activate(db: &mut PgConnection, thread: ThreadId, run: RunId) -> Result<bool, StoreError> {
+pub async fn activate(
+    db: &mut PgConnection,
+    thread: ThreadId,
+    run: RunId,
+) -> Result<bool, StoreError> {
     let result = sqlx::query!(
         "with h as (
            update heads set status = 'queued' where run_id = $2 and status = 'pending' returning run_id),
@@ -442,18 +454,30 @@ pub async fn delete(db: &mut PgConnection, run: RunId) -> Result<(), StoreError>
 }
 
 /// The graph of a thread's last run or update.
-pub async fn graph_of(db: &mut PgConnection, thread: ThreadId) -> Result<Option<Vec<u8>>, StoreError> {
-    let hash = sqlx::query_scalar!("select graph_hash from threads where thread_id = $1", thread as ThreadId)
-        .fetch_optional(db)
-        .await?;
+pub async fn graph_of(
+    db: &mut PgConnection,
+    thread: ThreadId,
+) -> Result<Option<Vec<u8>>, StoreError> {
+    let hash = sqlx::query_scalar!(
+        "select graph_hash from threads where thread_id = $1",
+        thread as ThreadId
+    )
+    .fetch_optional(db)
+    .await?;
     Ok(hash.flatten())
 }
 
 /// The graph that a thread's metadata names.
-pub async fn graph_id_of(db: &mut PgConnection, thread: ThreadId) -> Result<Option<String>, StoreError> {
-    let name = sqlx::query_scalar!("select metadata ->> 'graph_id' from threads where thread_id = $1", thread as ThreadId)
-        .fetch_optional(db)
-        .await?;
+pub async fn graph_id_of(
+    db: &mut PgConnection,
+    thread: ThreadId,
+) -> Result<Option<String>, StoreError> {
+    let name = sqlx::query_scalar!(
+        "select metadata ->> 'graph_id' from threads where thread_id = $1",
+        thread as ThreadId
+    )
+    .fetch_optional(db)
+    .await?;
     Ok(name.flatten())
 }
 
@@ -486,7 +510,11 @@ pub async fn updated(
 /// Deletes what a run wrote on a thread: its checkpoints, and the branch pointer goes back with them.
 ///
 /// The caller holds the thread's lock and the run has ended.
-pub async fn roll_back(db: &mut PgConnection, thread: ThreadId, run: RunId) -> Result<(), StoreError> {
+pub async fn roll_back(
+    db: &mut PgConnection,
+    thread: ThreadId,
+    run: RunId,
+) -> Result<(), StoreError> {
     sqlx::query!(
         "with gone as (
            delete from checkpoints where thread_id = $1 and run_id = $2

@@ -12,10 +12,11 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use sqlx::postgres::PgListener;
 use sqlx::PgPool;
+use sqlx::postgres::PgListener;
 use tokio::sync::{Notify, broadcast, watch};
 
+use super::crash;
 use crate::ids::RunId;
 
 /// The PostgreSQL channel.
@@ -105,7 +106,8 @@ impl Signals {
     /// Is told of each move of `run` from now on.
     #[must_use]
     pub fn subscribe(self: &Arc<Self>, run: RunId) -> Subscription {
-        let moved = lock(&self.waiters).entry(run).or_insert_with(|| watch::channel(0).0).subscribe();
+        let moved =
+            lock(&self.waiters).entry(run).or_insert_with(|| watch::channel(0).0).subscribe();
         Subscription { run, moved, signals: Arc::clone(self) }
     }
 
@@ -133,7 +135,10 @@ impl Signals {
             self.send.notified().await;
             while let Some(payload) = self.take() {
                 if let Err(err) = notify(pool, &payload).await {
-                    tracing::debug!(error = &err as &dyn std::error::Error, "a signal could not be sent");
+                    tracing::debug!(
+                        error = &err as &dyn std::error::Error,
+                        "a signal could not be sent"
+                    );
                     tokio::time::sleep(RECONNECT).await;
                 }
                 tokio::time::sleep(GATHER).await;
@@ -162,7 +167,10 @@ impl Signals {
     async fn hear_all(&self, pool: &PgPool) {
         loop {
             if let Err(err) = self.hear(pool).await {
-                tracing::debug!(error = &err as &dyn std::error::Error, "signals cannot be heard; polling goes on");
+                tracing::debug!(
+                    error = &err as &dyn std::error::Error,
+                    "signals cannot be heard; polling goes on"
+                );
             }
             self.wake_all();
             tokio::time::sleep(RECONNECT).await;
@@ -200,6 +208,7 @@ impl Signals {
 }
 
 async fn notify(pool: &PgPool, payload: &str) -> Result<(), sqlx::Error> {
+    crash::before("signal");
     // A signal need not survive a crash, so its commit need not wait for the disk. The setting ends with the statement.
     sqlx::query!(
         "select set_config('synchronous_commit', 'off', true), pg_notify($1, $2)",
@@ -208,6 +217,7 @@ async fn notify(pool: &PgPool, payload: &str) -> Result<(), sqlx::Error> {
     )
     .fetch_one(pool)
     .await?;
+    crash::after("signal");
     Ok(())
 }
 

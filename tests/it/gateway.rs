@@ -95,6 +95,7 @@ async fn without_listed_origins_no_cors_headers_are_sent(pool: PgPool) {
         Answer::of(system.request(Method::GET, "/ok").header("origin", "http://localhost:9")).await;
     assert_eq!(own.status.as_u16(), 200);
     assert_eq!(own.header("access-control-allow-origin"), None);
+    assert_eq!(own.header("vary"), None);
 }
 
 #[sqlx::test]

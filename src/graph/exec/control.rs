@@ -13,7 +13,7 @@ use super::super::model::{InterruptTemplate, NodeKind, WaitTemplate};
 use super::activation::{Activation, NodeError, Outcome, Question, Wait};
 
 /// No wait is longer: a year and a day.
-pub const MAX_WAIT: Duration = Duration::from_secs(366 * 86_400);
+const MAX_WAIT: Duration = Duration::from_secs(366 * 86_400);
 
 /// Runs a node that needs no code from outside; `None` when it does.
 pub(super) fn run(activation: &Activation<'_>) -> Option<Result<Outcome, NodeError>> {
@@ -22,7 +22,9 @@ pub(super) fn run(activation: &Activation<'_>) -> Option<Result<Outcome, NodeErr
         NodeKind::Interrupt(interrupt) => Some(ask(activation, interrupt)),
         NodeKind::Wait(WaitTemplate::For(duration)) => Some(wait_for(activation, duration)),
         NodeKind::Wait(WaitTemplate::Until(instant)) => Some(wait_until(activation, instant)),
-        NodeKind::Wait(WaitTemplate::Event { name, timeout }) => Some(wait_event(activation, name, *timeout)),
+        NodeKind::Wait(WaitTemplate::Event { name, timeout }) => {
+            Some(wait_event(activation, name, *timeout))
+        }
         NodeKind::Job(_) | NodeKind::Graph { .. } | NodeKind::Use { .. } => None,
     }
 }
@@ -39,10 +41,15 @@ fn ask(activation: &Activation<'_>, interrupt: &InterruptTemplate) -> Result<Out
 }
 
 fn is_over(activation: &Activation<'_>, kind: WaitKind) -> bool {
-    activation.previous.is_some_and(|wait| wait.kind == kind && (wait.expired || wait.answer.is_some()))
+    activation
+        .previous
+        .is_some_and(|wait| wait.kind == kind && (wait.expired || wait.answer.is_some()))
 }
 
-fn wait_for(activation: &Activation<'_>, template: &super::super::expr::Template) -> Result<Outcome, NodeError> {
+fn wait_for(
+    activation: &Activation<'_>,
+    template: &super::super::expr::Template,
+) -> Result<Outcome, NodeError> {
     if is_over(activation, WaitKind::Timer) {
         return Ok(Outcome::output(Value::Null));
     }
@@ -53,7 +60,10 @@ fn wait_for(activation: &Activation<'_>, template: &super::super::expr::Template
     Ok(timer(Due::After(duration)))
 }
 
-fn wait_until(activation: &Activation<'_>, template: &super::super::expr::Template) -> Result<Outcome, NodeError> {
+fn wait_until(
+    activation: &Activation<'_>,
+    template: &super::super::expr::Template,
+) -> Result<Outcome, NodeError> {
     if is_over(activation, WaitKind::Timer) {
         return Ok(Outcome::output(Value::Null));
     }
@@ -80,7 +90,10 @@ fn wait_event(
     }
     let name = activation.eval(name)?;
     let Some(name) = name.as_str().filter(|name| !name.is_empty() && name.len() <= 200) else {
-        return Err(NodeError::fatal("wait", format!("`wait: event` gives {name}; it must be a name of 1 to 200 bytes")));
+        return Err(NodeError::fatal(
+            "wait",
+            format!("`wait: event` gives {name}; it must be a name of 1 to 200 bytes"),
+        ));
     };
     Ok(Outcome::Wait(Wait {
         kind: WaitKind::Event,
@@ -92,7 +105,13 @@ fn wait_event(
 }
 
 fn timer(due: Due) -> Outcome {
-    Outcome::Wait(Wait { kind: WaitKind::Timer, due: Some(due), name: None, data: None, stored: false })
+    Outcome::Wait(Wait {
+        kind: WaitKind::Timer,
+        due: Some(due),
+        name: None,
+        data: None,
+        stored: false,
+    })
 }
 
 /// Seconds as a number, or text such as `1h 30m`; `None` when it is neither, negative or over [`MAX_WAIT`].

@@ -23,8 +23,8 @@ pub use activation::{Activation, Custom, NodeError, Outcome, Question, Wait};
 pub use namespace::{Namespace, restore};
 pub use superstep::TaskRecord;
 
-use super::checkpoint::{CheckpointError, Checkpointer, DecodeError};
 use super::channel::State;
+use super::checkpoint::{CheckpointError, Checkpointer, DecodeError};
 use super::model::{Effect, Graph, Node as NodeSpec};
 use super::step::{Ambient, Failure, StepError};
 use crate::ids::{RunId, ThreadId};
@@ -34,7 +34,10 @@ pub trait Node: Send + Sync {
     /// Does the work of one attempt.
     ///
     /// The future is dropped when the run is cancelled or the attempt's time is up.
-    fn run<'a>(&'a self, activation: &'a Activation<'a>) -> BoxFuture<'a, Result<Outcome, NodeError>>;
+    fn run<'a>(
+        &'a self,
+        activation: &'a Activation<'a>,
+    ) -> BoxFuture<'a, Result<Outcome, NodeError>>;
 
     /// What repeating an attempt would do, unless the graph file says otherwise.
     fn effect(&self) -> Effect {

@@ -8,7 +8,9 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 
 use super::super::channel::State;
-use super::super::checkpoint::{Checkpointer, Commit, Decoder, Homes, LoadedRows, Restored, Source, decode_next, encode};
+use super::super::checkpoint::{
+    Checkpointer, Commit, Decoder, Homes, LoadedRows, Restored, Source, decode_next, encode,
+};
 use super::super::model::{Graph, NodeIndex};
 use super::super::step::{Failure, Position, first_nodes};
 use super::superstep::StepEnd;
@@ -16,7 +18,7 @@ use super::{ExecError, Exit, Run};
 use crate::ids::TaskId;
 
 /// The deepest that subgraphs may call subgraphs.
-pub const MAX_DEPTH: usize = 16;
+pub(super) const MAX_DEPTH: usize = 16;
 
 /// A namespace as it is between two supersteps.
 #[derive(Debug)]
@@ -81,7 +83,10 @@ impl Namespace {
 
 impl Run {
     /// Runs a namespace until it exits.
-    pub(super) fn drive<'a>(&'a self, ns: &'a mut Namespace) -> BoxFuture<'a, Result<Exit, ExecError>> {
+    pub(super) fn drive<'a>(
+        &'a self,
+        ns: &'a mut Namespace,
+    ) -> BoxFuture<'a, Result<Exit, ExecError>> {
         async move {
             let is_root = ns.path.is_empty();
             let mut may_stop_before = !self.options.resumed;
@@ -102,7 +107,10 @@ impl Run {
                     nodes.iter().map(|node| ns.graph.node(*node).name.clone()).collect()
                 };
                 let ran = if is_root { names(&ns.next) } else { Vec::new() };
-                if is_root && may_stop_before && self.options.interrupt_before.any(ran.iter().map(String::as_str)) {
+                if is_root
+                    && may_stop_before
+                    && self.options.interrupt_before.any(ran.iter().map(String::as_str))
+                {
                     return Ok(Exit::Stopped);
                 }
                 may_stop_before = true;
@@ -112,7 +120,9 @@ impl Run {
                 }
                 if is_root {
                     self.cursor.place.store(0, Ordering::Relaxed);
-                    if !ns.next.is_empty() && self.options.interrupt_after.any(ran.iter().map(String::as_str)) {
+                    if !ns.next.is_empty()
+                        && self.options.interrupt_after.any(ran.iter().map(String::as_str))
+                    {
                         return Ok(Exit::Stopped);
                     }
                 }
@@ -123,7 +133,11 @@ impl Run {
 
     fn over_limit(&self, ns: &Namespace) -> Option<Failure> {
         let own = ns.graph.limits.supersteps;
-        let most = self.options.supersteps.filter(|_| ns.path.is_empty()).map_or(own, |asked| asked.min(own));
+        let most = self
+            .options
+            .supersteps
+            .filter(|_| ns.path.is_empty())
+            .map_or(own, |asked| asked.min(own));
         let made = ns.position.seq - ns.first_seq;
         (made >= i64::from(most)).then(|| Failure {
             kind: "superstep_limit".to_owned(),
@@ -155,7 +169,8 @@ impl Run {
         let position = Position { branch, seq: 0 };
         let mut homes = Homes::initial(graph);
         // Seq 0 is a keyframe, so the changes need not be named.
-        let row = encode(graph, &input, &mut homes, position, Source::Input, &[], false, &next, true);
+        let row =
+            encode(graph, &input, &mut homes, position, Source::Input, &[], false, &next, true);
         self.checkpointer
             .commit(Commit {
                 namespace: path.clone(),

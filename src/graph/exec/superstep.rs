@@ -18,7 +18,8 @@ use serde_json::{Value, json};
 
 use super::super::channel::{State, View, Write};
 use super::super::checkpoint::{
-    CheckpointError, Commit, Due, Restored, Source, StoredWait, StreamRow, WaitKind, WaitRow, encode,
+    CheckpointError, Commit, Due, Restored, Source, StoredWait, StreamRow, WaitKind, WaitRow,
+    encode,
 };
 use super::super::expr::Scope;
 use super::super::model::{Effect, Graph, Node as NodeSpec, NodeIndex, NodeKind, Retry};
@@ -193,7 +194,14 @@ impl Run {
     }
 
     /// Rows that tell of a finished activation.
-    fn stream_end(&self, graph: &Graph, path: &str, slot: &Slot, record: &TaskRecord, out: &mut Vec<StreamRow>) {
+    fn stream_end(
+        &self,
+        graph: &Graph,
+        path: &str,
+        slot: &Slot,
+        record: &TaskRecord,
+        out: &mut Vec<StreamRow>,
+    ) {
         if !self.streams(path) {
             return;
         }
@@ -206,7 +214,10 @@ impl Run {
             out.push(self.stream_row(path, "updates", &json!({ node: delta })));
         }
         if self.options.stream_tasks {
-            let error = record.f.as_ref().map(|failure| json!({"error": failure.kind, "message": failure.message}));
+            let error = record
+                .f
+                .as_ref()
+                .map(|failure| json!({"error": failure.kind, "message": failure.message}));
             let end = json!({
                 "id": slot.task.id.to_string(), "name": node, "error": error, "result": delta, "interrupts": [],
             });
@@ -225,8 +236,12 @@ fn finish(graph: &Graph, plan: Vec<Planned>, slots: Vec<Slot>) -> Vec<Finished> 
     }
     plan.into_iter()
         .map(|planned| {
-            let mut finished =
-                Finished { node: planned.node, writes: Vec::new(), goto: Vec::new(), failure: planned.tasks.err() };
+            let mut finished = Finished {
+                node: planned.node,
+                writes: Vec::new(),
+                goto: Vec::new(),
+                failure: planned.tasks.err(),
+            };
             for record in records.remove(&planned.node).unwrap_or_default() {
                 let writes = record.w.into_iter().filter_map(|(name, value)| {
                     graph.find_channel(&name).map(|channel| Write::checked_before(channel, value))
@@ -260,7 +275,15 @@ impl<'r> Work<'r> {
                 stream.push(run.stream_row(&ns.path, "tasks", &start));
             }
             let custom = Arc::new(Custom::default());
-            slots.push(Slot { task: task.clone(), status, attempt, previous: wait, wait: None, saved, custom });
+            slots.push(Slot {
+                task: task.clone(),
+                status,
+                attempt,
+                previous: wait,
+                wait: None,
+                saved,
+                custom,
+            });
         }
         Self {
             run,
@@ -344,13 +367,17 @@ impl<'r> Work<'r> {
                 break;
             }
             let node = self.slots[at].task.node;
-            let most = self.graph.node(node).for_each.as_ref().and_then(|for_each| for_each.max_parallel);
+            let most =
+                self.graph.node(node).for_each.as_ref().and_then(|for_each| for_each.max_parallel);
             let count = under_way.entry(node).or_default();
             if most.is_some_and(|most| *count >= most) {
                 continue;
             }
             self.start_one(at)?;
-            if matches!(self.slots[at].status, Status::Running | Status::Waiting(_) | Status::Below(_)) {
+            if matches!(
+                self.slots[at].status,
+                Status::Running | Status::Waiting(_) | Status::Below(_)
+            ) {
                 *count += 1;
             }
         }
@@ -375,10 +402,19 @@ impl<'r> Work<'r> {
         let custom = Arc::clone(&slot.custom);
         self.running += 1;
         if let NodeKind::Graph { .. } = &node.kind {
-            let call = Call { at, graph, state: Arc::clone(&self.state), path: self.path.clone(), begun: self.begun, planned: self.planned_at };
+            let call = Call {
+                at,
+                graph,
+                state: Arc::clone(&self.state),
+                path: self.path.clone(),
+                begun: self.begun,
+                planned: self.planned_at,
+            };
             self.futures.push(self.run.call(call, task).boxed());
             return Ok(());
         }
+        // The attempt stores its number before it starts; the superstep's commit settles that row.
+        self.waits_stored |= numbers_attempts(node);
         if self.run.options.stream_custom && !self.ticking {
             self.tick();
         }
@@ -419,10 +455,12 @@ impl<'r> Work<'r> {
             state: &self.state,
             ambient: &self.run.ambient,
         };
-        if let Some(previous) = activation.previous.filter(|wait| wait.kind == WaitKind::Interrupt) {
-            if previous.answer.is_none() && previous.expired {
-                return Some(Err(NodeError::fatal("expired", "nobody answered in time")));
-            }
+        if let Some(previous) = activation.previous
+            && previous.kind == WaitKind::Interrupt
+            && previous.answer.is_none()
+            && previous.expired
+        {
+            return Some(Err(NodeError::fatal("expired", "nobody answered in time")));
         }
         control::run(&activation)
     }
@@ -445,7 +483,11 @@ impl<'r> Work<'r> {
                 if self.run.streams(&self.path) {
                     for slot in &self.slots {
                         let items = slot.custom.take();
-                        self.stream.extend(items.iter().map(|item| self.run.stream_row(&self.path, "custom", item)));
+                        self.stream.extend(
+                            items
+                                .iter()
+                                .map(|item| self.run.stream_row(&self.path, "custom", item)),
+                        );
                     }
                 }
                 if self.running > 0 {
@@ -465,7 +507,8 @@ impl<'r> Work<'r> {
                 let NodeKind::Graph { graph: called, .. } = &node.kind else { return Ok(()) };
                 self.ended(at, Ok(Outcome::output(state.output(called))))
             }
-            Exit::Failed(failure) => self.ended(at, Err(NodeError::Fatal { kind: failure.kind, message: failure.message })),
+            Exit::Failed(failure) => self
+                .ended(at, Err(NodeError::Fatal { kind: failure.kind, message: failure.message })),
             Exit::Waiting(waiting) => {
                 self.slots[at].status = Status::Below(waiting);
                 Ok(())
@@ -484,10 +527,12 @@ impl<'r> Work<'r> {
         let graph = Arc::clone(&self.graph);
         let node = graph.node(self.slots[at].task.node);
         match end {
-            Ok(Outcome::Done { output, update, goto }) => match self.record(at, node, output, update, goto) {
-                Ok(record) => self.slots[at].status = Status::Done(record),
-                Err(err) => return self.failed(at, node, err),
-            },
+            Ok(Outcome::Done { output, update, goto }) => {
+                match self.record(at, node, output, update, goto) {
+                    Ok(record) => self.slots[at].status = Status::Done(record),
+                    Err(err) => return self.failed(at, node, err),
+                }
+            }
             Ok(Outcome::Wait(wait)) => self.wait(at, node, wait),
             Ok(Outcome::Ask(question)) => self.ask(at, node, question),
             Err(err) => return self.failed(at, node, err),
@@ -504,10 +549,18 @@ impl<'r> Work<'r> {
         goto: Vec<String>,
     ) -> Result<TaskRecord, NodeError> {
         let mut writes = Vec::with_capacity(node.set.len() + update.len());
-        let invalid = |err: super::super::channel::WriteError| NodeError::fatal("invalid_write", err.to_string());
+        let invalid = |err: super::super::channel::WriteError| {
+            NodeError::fatal("invalid_write", err.to_string())
+        };
         for (name, value) in update {
             let channel = self.graph.find_channel(&name).ok_or_else(|| {
-                NodeError::fatal("unknown_channel", format!("node `{}` writes to channel `{name}`, which the graph does not have", node.name))
+                NodeError::fatal(
+                    "unknown_channel",
+                    format!(
+                        "node `{}` writes to channel `{name}`, which the graph does not have",
+                        node.name
+                    ),
+                )
             })?;
             writes.push(Write::new(&self.graph, channel, value).map_err(invalid)?);
         }
@@ -522,7 +575,10 @@ impl<'r> Work<'r> {
         }
         for name in &goto {
             if !node.may_goto.iter().any(|index| &self.graph.node(*index).name == name) {
-                let reason = format!("node `{}` goes to `{name}`, which is not in its `may_goto`", node.name);
+                let reason = format!(
+                    "node `{}` goes to `{name}`, which is not in its `may_goto`",
+                    node.name
+                );
                 return Err(NodeError::fatal("goto", reason));
             }
         }
@@ -530,9 +586,15 @@ impl<'r> Work<'r> {
         Ok(TaskRecord { w, g: goto, f: None })
     }
 
-    fn activation_vars<'v>(&'v self, at: usize, node: &'v NodeSpec, output: Value) -> Vec<(&'v str, Shared)> {
+    fn activation_vars<'v>(
+        &'v self,
+        at: usize,
+        node: &'v NodeSpec,
+        output: Value,
+    ) -> Vec<(&'v str, Shared)> {
         let slot = &self.slots[at];
-        let mut vars = vec![("run", self.run.ambient.run.clone()), ("env", self.run.ambient.env.clone())];
+        let mut vars =
+            vec![("run", self.run.ambient.run.clone()), ("env", self.run.ambient.env.clone())];
         if let (Some(item), Some(for_each)) = (&slot.task.item, &node.for_each) {
             vars.push((&for_each.name, item.value.clone()));
             vars.push(("index", Shared::new(Value::from(item.index))));
@@ -581,7 +643,14 @@ impl<'r> Work<'r> {
         let (kind, message, again) = match err {
             NodeError::Fenced => return Err(CheckpointError::Fenced.into()),
             NodeError::NotStarted { message, after } => {
-                self.pause(at, node, after.min(MAX_NOT_STARTED), self.slots[at].attempt, "not_started", &message);
+                self.pause(
+                    at,
+                    node,
+                    after.min(MAX_NOT_STARTED),
+                    self.slots[at].attempt,
+                    "not_started",
+                    &message,
+                );
                 return Ok(());
             }
             NodeError::Retryable { kind, message } => (kind, message, true),
@@ -594,11 +663,20 @@ impl<'r> Work<'r> {
             return Ok(());
         }
         let failure = Failure { kind, message, attempts: attempt };
-        self.slots[at].status = Status::Done(TaskRecord { f: Some(failure), ..TaskRecord::default() });
+        self.slots[at].status =
+            Status::Done(TaskRecord { f: Some(failure), ..TaskRecord::default() });
         Ok(())
     }
 
-    fn pause(&mut self, at: usize, node: &NodeSpec, after: Duration, attempt: u32, kind: &str, message: &str) {
+    fn pause(
+        &mut self,
+        at: usize,
+        node: &NodeSpec,
+        after: Duration,
+        attempt: u32,
+        kind: &str,
+        message: &str,
+    ) {
         self.slots[at].attempt = attempt;
         let wait = Wait {
             kind: WaitKind::Retry,
@@ -614,7 +692,8 @@ impl<'r> Work<'r> {
     fn save_early(&mut self) {
         if let Some(commit) = self.unsaved() {
             let run = self.run;
-            self.futures.push(async move { Event::Saved(run.checkpointer.commit(commit).await) }.boxed());
+            self.futures
+                .push(async move { Event::Saved(run.checkpointer.commit(commit).await) }.boxed());
         }
     }
 
@@ -647,7 +726,9 @@ impl<'r> Work<'r> {
         }
         for at in 0..self.slots.len() {
             let slot = &self.slots[at];
-            if let (Status::Done(record), true) = (&slot.status, writes.iter().any(|(task, _)| *task == slot.task.id)) {
+            if let (Status::Done(record), true) =
+                (&slot.status, writes.iter().any(|(task, _)| *task == slot.task.id))
+            {
                 let mut rows = Vec::new();
                 self.run.stream_end(&self.graph, &self.path, slot, record, &mut rows);
                 self.stream.append(&mut rows);
@@ -689,6 +770,11 @@ fn answers_of(previous: Option<&StoredWait>) -> u32 {
     answers.map_or(0, |answers| u32::try_from(answers.len()).unwrap_or(u32::MAX))
 }
 
+/// Whether an attempt's number is made durable before the attempt starts.
+fn numbers_attempts(node: &NodeSpec) -> bool {
+    matches!(node.kind, NodeKind::Use { .. }) && node.effect != Effect::Pure
+}
+
 /// Whether a stored wait is not over. A job's node is always asked: it knows whether the job was sent.
 fn still_waits(wait: &StoredWait) -> bool {
     match wait.kind {
@@ -703,12 +789,15 @@ fn still_waits(wait: &StoredWait) -> bool {
 /// upper half of its length. The draw is a function of the activation and the attempt, so it needs no dice.
 fn backoff(retry: &Retry, attempt: u32, seed: u128) -> Duration {
     let exponent = i32::try_from(attempt.saturating_sub(1).min(1000)).unwrap_or(1000);
-    let seconds = (retry.first.as_secs_f64() * retry.factor.powi(exponent)).min(retry.max.as_secs_f64());
+    let seconds =
+        (retry.first.as_secs_f64() * retry.factor.powi(exponent)).min(retry.max.as_secs_f64());
     let full = Duration::try_from_secs_f64(seconds).unwrap_or(retry.max);
     if !retry.jitter {
         return full;
     }
-    let draw = step::uuid_of(&<sha2::Sha256 as sha2::Digest>::digest([seed.to_be_bytes().as_slice(), &attempt.to_be_bytes()].concat()));
+    let draw = step::uuid_of(&<sha2::Sha256 as sha2::Digest>::digest(
+        [seed.to_be_bytes().as_slice(), &attempt.to_be_bytes()].concat(),
+    ));
     let part = f64::from(u16::try_from(draw.as_u128() >> 112).unwrap_or(0)) / f64::from(u16::MAX);
     full.mul_f64(0.5 + part / 2.0)
 }
@@ -778,9 +867,12 @@ impl Run {
     async fn run_node(&self, activation: &Activation<'_>) -> Result<Outcome, NodeError> {
         let spec = activation.node;
         let Some(node) = self.nodes.find(spec) else {
-            return Err(NodeError::fatal("not_registered", format!("this server has no code for node `{}`", spec.name)));
+            return Err(NodeError::fatal(
+                "not_registered",
+                format!("this server has no code for node `{}`", spec.name),
+            ));
         };
-        if matches!(spec.kind, NodeKind::Use { .. }) && spec.effect != Effect::Pure {
+        if numbers_attempts(spec) {
             if let Some(end) = self.begin_attempt(activation, spec).await? {
                 return Ok(end);
             }
@@ -790,18 +882,30 @@ impl Run {
 
     /// Makes the attempt's number durable before it starts. After a crash in an effectful attempt nobody
     /// knows what happened: a person decides.
-    async fn begin_attempt(&self, activation: &Activation<'_>, spec: &NodeSpec) -> Result<Option<Outcome>, NodeError> {
-        let unknown = activation.previous.filter(|wait| !wait.settled && wait.kind == WaitKind::Attempt);
+    async fn begin_attempt(
+        &self,
+        activation: &Activation<'_>,
+        spec: &NodeSpec,
+    ) -> Result<Option<Outcome>, NodeError> {
+        let unknown =
+            activation.previous.filter(|wait| !wait.settled && wait.kind == WaitKind::Attempt);
         if unknown.is_some() && spec.effect == Effect::Effectful {
             return Ok(Some(Outcome::Ask(unknown_outcome(&spec.name, activation.attempt))));
         }
         if let Some(decision) = decided(activation.previous) {
             match decision.get("action").and_then(Value::as_str) {
                 Some("done") => {
-                    return Ok(Some(Outcome::output(decision.get("output").cloned().unwrap_or(Value::Null))));
+                    return Ok(Some(Outcome::output(
+                        decision.get("output").cloned().unwrap_or(Value::Null),
+                    )));
                 }
                 Some("retry") => {}
-                _ => return Err(NodeError::fatal("given_up", "a person gave the attempt up, whose outcome was unknown")),
+                _ => {
+                    return Err(NodeError::fatal(
+                        "given_up",
+                        "a person gave the attempt up, whose outcome was unknown",
+                    ));
+                }
             }
         }
         if unknown.is_none() {
@@ -840,7 +944,11 @@ impl Run {
     async fn call_subgraph(&self, call: Call, task: &Task) -> Result<Exit, ExecError> {
         let node = call.graph.node(task.node);
         let NodeKind::Graph { graph: called, input } = &node.kind else {
-            return Ok(Exit::Failed(Failure { kind: "internal".to_owned(), message: "not a subgraph".to_owned(), attempts: 1 }));
+            return Ok(Exit::Failed(Failure {
+                kind: "internal".to_owned(),
+                message: "not a subgraph".to_owned(),
+                attempts: 1,
+            }));
         };
         let path = if call.path.is_empty() {
             format!("{}:{}", node.name, task.id)
@@ -855,7 +963,10 @@ impl Run {
             Ok(state) => state,
             Err(failure) => return Ok(Exit::Failed(failure)),
         };
-        match self.open_subgraph(path, called, call.planned.branch, call.planned, state, call.begun).await? {
+        match self
+            .open_subgraph(path, called, call.planned.branch, call.planned, state, call.begun)
+            .await?
+        {
             Ok(mut ns) => self.drive(&mut ns).await,
             Err(failure) => Ok(Exit::Failed(failure)),
         }
@@ -884,15 +995,20 @@ impl Run {
             state: &call.state,
             ambient: &self.ambient,
         };
-        let fail = |kind: &str, message: String| Failure { kind: kind.to_owned(), message, attempts: 1 };
+        let fail =
+            |kind: &str, message: String| Failure { kind: kind.to_owned(), message, attempts: 1 };
         let mut state = State::initial(called);
         let mut writes = Vec::with_capacity(input.len());
         for (name, template) in input {
-            let value = activation.eval(template).map_err(|err| fail("expression", err.to_string()))?;
-            let channel = called
-                .find_channel(name)
-                .ok_or_else(|| fail("unknown_channel", format!("graph `{}` has no channel `{name}`", called.name)))?;
-            writes.push(Write::new(called, channel, value).map_err(|err| fail("invalid_input", err.to_string()))?);
+            let value =
+                activation.eval(template).map_err(|err| fail("expression", err.to_string()))?;
+            let channel = called.find_channel(name).ok_or_else(|| {
+                fail("unknown_channel", format!("graph `{}` has no channel `{name}`", called.name))
+            })?;
+            writes.push(
+                Write::new(called, channel, value)
+                    .map_err(|err| fail("invalid_input", err.to_string()))?,
+            );
         }
         state.apply(called, writes).map_err(|err| fail("invalid_input", err.to_string()))?;
         Ok(state)

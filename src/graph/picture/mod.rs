@@ -99,7 +99,13 @@ impl Drawing {
             let source = ends.leaving(node);
             self.route(&ends, &source, &node.route);
             for join in &node.joins {
-                self.lead_to(&ends, &source, &graph.joins[join.0 as usize].to, EdgeSort::Join, None);
+                self.lead_to(
+                    &ends,
+                    &source,
+                    &graph.joins[join.0 as usize].to,
+                    EdgeSort::Join,
+                    None,
+                );
             }
             if let Some(target) = &node.on_error {
                 let label = Some("on error".to_owned());

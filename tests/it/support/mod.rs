@@ -1,6 +1,10 @@
 //! A whole system for one test: the services on the test's own database, the gateway on a loopback
 //! port, and a client that shows what came back.
 
+pub(crate) mod client;
+pub(crate) mod server;
+pub(crate) mod traces;
+
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
