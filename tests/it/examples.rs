@@ -75,14 +75,13 @@ fn small_cases() -> Vec<Case> {
 
 fn triage_cases() -> Vec<Case> {
     let said_no = json!({"total": 198, "decision": "a person was asked and said no", "report": ""});
+    let report = fs::read_to_string(examples().join("log-triage/report.md")).unwrap();
     vec![
-        case("triage", json!({}), Some(json!(true)), json!({"total": 198, "report": TRIAGE_REPORT})),
+        case("triage", json!({}), Some(json!(true)), json!({"total": 198, "report": report})),
         case("triage", json!({}), Some(json!(false)), said_no),
         case("triage", json!({"pattern": "nothing*"}), None, json!({"total": 0, "decision": "nobody was asked"})),
     ]
 }
-
-const TRIAGE_REPORT: &str = "";
 
 fn examples() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("examples")
