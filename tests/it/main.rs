@@ -6,6 +6,7 @@
 mod access;
 mod architecture;
 mod assistants;
+mod checkpointer;
 mod cli;
 mod crash_points;
 mod crash_random;
