@@ -11,6 +11,7 @@ mod cli;
 mod crash_points;
 mod crash_random;
 mod examples;
+mod faults;
 mod gateway;
 mod runs;
 mod scoping;
