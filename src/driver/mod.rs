@@ -11,13 +11,15 @@ mod advance;
 pub mod instance;
 
 use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
 use serde_json::Value;
 use sqlx::{Acquire, PgPool};
-use tokio::sync::{Semaphore, broadcast};
+use tokio::sync::{Notify, Semaphore, broadcast};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -33,10 +35,8 @@ use crate::store::{StoreError, crash};
 const POLL: Duration = Duration::from_millis(500);
 /// Runs that one statement claims, so that several drivers share what is queued.
 const CLAIM: i64 = 16;
-/// How often runs are checked to be still held.
-const CHECK_HELD: Duration = Duration::from_secs(1);
-/// Dead drivers' runs are looked for this often.
-const RECOVER_EVERY: Duration = Duration::from_secs(1);
+/// Dead drivers' runs are looked for this often, and whether the own ones are still held.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// Due rows that one statement moves.
 const PROMOTE: i64 = 1000;
 
@@ -85,6 +85,8 @@ pub(crate) struct Shared {
     pub(crate) nodes: Arc<dyn NodeSource>,
     pub(crate) config: DriverConfig,
     pub(crate) drain: Arc<AtomicBool>,
+    /// Tells the driver's loop to look at what is due.
+    pub(crate) look: Notify,
 }
 
 /// Moves runs.
@@ -97,6 +99,14 @@ pub struct Driver {
 struct Held {
     fence: i64,
     abort: AbortHandle,
+}
+
+/// What the loop does next.
+struct Rounds {
+    /// When the tables are looked at for what is due, whatever is signalled.
+    due: Instant,
+    /// Whether there may be something to claim.
+    claim: bool,
 }
 
 /// A life of the driver that has ended: why.
@@ -125,7 +135,8 @@ impl Driver {
     ) -> Self {
         let committer = Committer::new(pool.clone());
         let drain = Arc::new(AtomicBool::new(false));
-        let shared = Shared { pool, committer, signals, graphs, nodes, config, drain };
+        let shared =
+            Shared { pool, committer, signals, graphs, nodes, config, drain, look: Notify::new() };
         Self {
             shared: Arc::new(shared),
             leased: Arc::new(AtomicBool::new(false)),
@@ -180,6 +191,7 @@ impl Driver {
     /// One life: from taking a lease to losing it or stopping.
     async fn live(&self, stop: &CancellationToken) -> Result<End, StoreError> {
         let config = &self.shared.config;
+        let asked = Instant::now();
         let epoch = {
             let mut db = self.shared.pool.acquire().await?;
             let registering = queue::register(&mut db, config.instance, &config.host, config.lease);
@@ -189,7 +201,7 @@ impl Driver {
         self.leased.store(true, Ordering::Relaxed);
         let mut runs = JoinSet::new();
         let end = tokio::select! {
-            end = self.keep_lease(epoch) => end,
+            end = self.keep_lease(epoch, asked) => end,
             end = self.claim_and_run(epoch, &mut runs, stop) => end,
         };
         self.leased.store(false, Ordering::Relaxed);
@@ -197,11 +209,16 @@ impl Driver {
             End::Stop => {
                 tokio::select! {
                     () = self.drain(&mut runs) => {}
-                    _ = self.keep_lease(epoch) => {}
+                    _ = self.keep_lease(epoch, Instant::now()) => {}
                 }
                 runs.shutdown().await;
+                // What did not come to a checkpoint in time has done nothing wrong: it is no suspect.
+                let held: Vec<(RunId, i64)> =
+                    self.held().iter().map(|(run, held)| (*run, held.fence)).collect();
+                self.release_all(&held).await;
                 let mut db = self.shared.pool.acquire().await?;
-                crash::around("unregister", queue::unregister(&mut db, config.instance, epoch)).await?;
+                crash::around("unregister", queue::unregister(&mut db, config.instance, epoch))
+                    .await?;
                 self.shared.signals.queued();
             }
             End::LeaseLost => runs.shutdown().await,
@@ -210,10 +227,9 @@ impl Driver {
         Ok(end)
     }
 
-    /// Renews the lease until that fails for good.
-    async fn keep_lease(&self, epoch: i64) -> End {
+    /// Renews the lease, which holds since `renewed` at the latest, until that fails for good.
+    async fn keep_lease(&self, epoch: i64, mut renewed: Instant) -> End {
         let config = &self.shared.config;
-        let mut renewed = Instant::now();
         loop {
             tokio::time::sleep(config.lease / 3).await;
             let asked = Instant::now();
@@ -221,7 +237,8 @@ impl Driver {
             let left = config.lease.saturating_sub(renewed.elapsed());
             let renewal = async {
                 let mut db = self.shared.pool.acquire().await?;
-                crash::around("renew", queue::renew(&mut db, config.instance, epoch, config.lease)).await
+                crash::around("renew", queue::renew(&mut db, config.instance, epoch, config.lease))
+                    .await
             };
             match tokio::time::timeout(left, renewal).await {
                 Ok(Ok(true)) => renewed = asked,
@@ -243,19 +260,20 @@ impl Driver {
     async fn claim_and_run(
         &self,
         epoch: i64,
-        runs: &mut JoinSet<RunId>,
+        runs: &mut JoinSet<(RunId, i64)>,
         stop: &CancellationToken,
     ) -> End {
         let mut ended = self.shared.signals.ended();
         let suspects = Arc::new(Semaphore::new(1));
-        let mut checked = Instant::now();
-        let mut recovered: Option<Instant> = None;
+        let mut swept: Option<Instant> = None;
+        let mut rounds = Rounds { due: Instant::now(), claim: true };
         loop {
-            if recovered.is_none_or(|at| at.elapsed() >= RECOVER_EVERY) {
+            if swept.is_none_or(|at| at.elapsed() >= SWEEP_EVERY) {
                 self.recover().await;
-                recovered = Some(Instant::now());
+                self.reconcile(epoch).await;
+                swept = Some(Instant::now());
             }
-            let more = match self.claim_once(epoch, runs, &suspects).await {
+            let more = match self.round(epoch, runs, &suspects, &mut rounds).await {
                 Ok(more) => more,
                 Err(err) => {
                     tracing::warn!(
@@ -265,29 +283,63 @@ impl Driver {
                     false
                 }
             };
-            let pause = if more { Duration::ZERO } else { self.pause().await };
-            if checked.elapsed() >= CHECK_HELD {
-                self.drop_lost().await;
-                checked = Instant::now();
-            }
+            let full = self.room() == 0;
+            rounds.claim = more;
+            let pause =
+                if more { Duration::ZERO } else { rounds.due.duration_since(Instant::now()) };
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return End::Stop,
-                Some(done) = runs.join_next(), if !runs.is_empty() => self.forget(done),
-                run = ended.recv() => self.heard_end(run).await,
-                () = self.shared.signals.wait_queued(), if !more => {}
+                Some(done) = runs.join_next(), if !runs.is_empty() => {
+                    self.forget(done);
+                    // What could not be claimed for want of room can be now.
+                    rounds.claim |= full;
+                }
+                run = ended.recv() => self.heard_end(epoch, run).await,
+                () = self.shared.signals.wait_queued(), if !more => rounds.claim = true,
+                // A run was parked until a time, or a suspect has proved harmless.
+                () = self.shared.look.notified() => rounds.due = Instant::now(),
                 () = tokio::time::sleep(pause) => {}
             }
             while let Some(done) = runs.try_join_next() {
                 self.forget(done);
+                rounds.claim |= full;
             }
         }
     }
 
-    fn forget(&self, done: Result<RunId, tokio::task::JoinError>) {
+    /// Does what its time has come for. True: there may be more to claim.
+    async fn round(
+        &self,
+        epoch: i64,
+        runs: &mut JoinSet<(RunId, i64)>,
+        suspects: &Arc<Semaphore>,
+        rounds: &mut Rounds,
+    ) -> Result<bool, StoreError> {
+        if Instant::now() >= rounds.due {
+            // Set first: an error is not repeated in a hot loop.
+            rounds.due = Instant::now() + POLL;
+            rounds.claim = true;
+            self.promote_due().await?;
+            if self.claim_suspect(epoch, runs, suspects).await? {
+                rounds.due = Instant::now();
+            } else {
+                let mut db = self.shared.pool.acquire().await?;
+                let due = queue::next_due(&mut db).await?.unwrap_or(POLL);
+                rounds.due = Instant::now() + due.clamp(Duration::from_millis(1), POLL);
+            }
+        }
+        if rounds.claim { self.claim_ready(epoch, runs).await } else { Ok(false) }
+    }
+
+    fn forget(&self, done: Result<(RunId, i64), tokio::task::JoinError>) {
         match done {
-            Ok(run) => {
-                self.held().remove(&run);
+            Ok((run, fence)) => {
+                // The run may have been claimed again before this task was seen to have ended.
+                let mut held = self.held();
+                if held.get(&run).is_some_and(|held| held.fence == fence) {
+                    held.remove(&run);
+                }
             }
             Err(err) if err.is_cancelled() => {}
             Err(err) => {
@@ -297,38 +349,56 @@ impl Driver {
     }
 
     /// Somebody ended a run; if it is held here, its task goes.
-    async fn heard_end(&self, run: Result<RunId, broadcast::error::RecvError>) {
+    async fn heard_end(&self, epoch: i64, run: Result<RunId, broadcast::error::RecvError>) {
         match run {
             Ok(run) => {
                 let held = self.held().contains_key(&run);
                 if held {
-                    self.drop_lost().await;
+                    self.reconcile(epoch).await;
                 }
             }
-            Err(_) => self.drop_lost().await,
+            Err(_) => self.reconcile(epoch).await,
         }
     }
 
-    /// Drops runs that are no longer held: cancelled, or taken over.
-    async fn drop_lost(&self) {
-        let mine: Vec<(RunId, i64)> =
-            self.held().iter().map(|(run, held)| (*run, held.fence)).collect();
-        if mine.is_empty() {
-            return;
-        }
+    /// Makes what is in memory what the tables say is held here: runs that were cancelled or taken over are
+    /// dropped, and runs that were claimed without this driver's knowing are given back.
+    async fn reconcile(&self, epoch: i64) {
         let result = async {
             let mut db = self.shared.pool.acquire().await?;
-            queue::still_held(&mut db, &mine).await
+            queue::held_by(&mut db, self.shared.config.instance, epoch).await
         };
-        let Ok(still) = result.await else { return };
-        let mut held = self.held();
-        for (run, fence) in mine {
-            if !still.contains(&run) && held.get(&run).is_some_and(|known| known.fence == fence) {
-                // A run that has just ended by itself is aborted after its last commit: nothing is lost.
-                if let Some(lost) = held.remove(&run) {
-                    lost.abort.abort();
+        let Ok(rows) = result.await else { return };
+        let rows: HashMap<RunId, i64> = rows.into_iter().collect();
+        let orphans: Vec<(RunId, i64)> = {
+            let mut held = self.held();
+            // A run that has just ended by itself is aborted after its last commit: nothing is lost.
+            held.retain(|run, known| {
+                let keep = rows.get(run) == Some(&known.fence);
+                if !keep {
+                    known.abort.abort();
                 }
+                keep
+            });
+            rows.into_iter().filter(|(run, _)| !held.contains_key(run)).collect()
+        };
+        // The answer to a claim's COMMIT can be lost: then nobody but the tables knows of the grant.
+        self.release_all(&orphans).await;
+    }
+
+    /// Gives runs back that no task moves.
+    async fn release_all(&self, runs: &[(RunId, i64)]) {
+        for (run, fence) in runs {
+            let result = async {
+                let mut db = self.shared.pool.acquire().await?;
+                crash::around("release", queue::release(&mut db, *run, *fence)).await
+            };
+            if let Err(err) = result.await {
+                tracing::warn!(error = &err as &dyn std::error::Error, run.id = %run, "run {run} could not be given back");
             }
+        }
+        if !runs.is_empty() {
+            self.shared.signals.queued();
         }
     }
 
@@ -345,68 +415,83 @@ impl Driver {
         };
         match result.await {
             Ok(freed) if freed.is_empty() => {}
-            Ok(freed) => tracing::warn!(runs = freed.len(), "runs of a dead driver were freed"),
-            Err(err) => tracing::debug!(error = &err as &dyn std::error::Error, "recovery failed"),
+            Ok(freed) => {
+                tracing::warn!(runs = freed.len(), "runs of a dead driver were freed");
+                self.shared.look.notify_one();
+            }
+            Err(err) => {
+                tracing::debug!(error = &err as &dyn std::error::Error, "recovery failed");
+            }
         }
     }
 
-    /// How long nothing will be due.
-    async fn pause(&self) -> Duration {
-        let result = async {
-            let mut db = self.shared.pool.acquire().await?;
-            queue::next_due(&mut db).await
+    /// Makes claimable what is due.
+    async fn promote_due(&self) -> Result<(), StoreError> {
+        let mut db = self.shared.pool.acquire().await?;
+        let due = queue::due(&mut db, PROMOTE).await?;
+        for (thread, run) in due.followups {
+            advance::activate_followup(&self.shared, thread, run).await?;
+        }
+        if due.parked {
+            let mut tx = db.begin().await?;
+            if queue::promote_due(&mut tx, PROMOTE).await? > 0 {
+                crash::commit(tx, "promote").await?;
+            } else {
+                tx.rollback().await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn room(&self) -> usize {
+        self.shared.config.capacity.saturating_sub(self.in_memory())
+    }
+
+    /// After a crash one of many runs killed the process: they go one at a time until each has committed.
+    async fn claim_suspect(
+        &self,
+        epoch: i64,
+        runs: &mut JoinSet<(RunId, i64)>,
+        suspects: &Arc<Semaphore>,
+    ) -> Result<bool, StoreError> {
+        let Ok(permit) = Arc::clone(suspects).try_acquire_owned() else { return Ok(false) };
+        if self.room() == 0 {
+            return Ok(false);
+        }
+        let mut db = self.shared.pool.acquire().await?;
+        let Some(grant) = self.claim(&mut db, epoch, 1, true).await?.pop() else {
+            return Ok(false);
         };
-        // A due time just ahead is not polled for in a hot loop.
-        result.await.ok().flatten().map_or(POLL, |due| due.clamp(Duration::from_millis(1), POLL))
+        self.start(runs, grant, Some(permit));
+        Ok(true)
     }
 
     /// Claims what there is room for and starts it. True: there may be more.
-    async fn claim_once(
+    async fn claim_ready(
         &self,
         epoch: i64,
-        runs: &mut JoinSet<RunId>,
-        suspects: &Arc<Semaphore>,
+        runs: &mut JoinSet<(RunId, i64)>,
     ) -> Result<bool, StoreError> {
-        let config = &self.shared.config;
-        let room =
-            i64::try_from(config.capacity.saturating_sub(self.in_memory())).unwrap_or(i64::MAX);
+        let room = i64::try_from(self.room()).unwrap_or(i64::MAX);
         if room == 0 {
             return Ok(false);
         }
         let mut db = self.shared.pool.acquire().await?;
-        let due = queue::due(&mut db, PROMOTE).await?;
-        let promoted = if due.parked { self.promote(&mut db).await? } else { 0 };
-        for (thread, run) in due.followups {
-            advance::activate_followup(&self.shared, thread, run).await?;
-        }
-        // After a crash one of many runs killed the process: they go one at a time until each has committed.
-        if let Ok(permit) = Arc::clone(suspects).try_acquire_owned() {
-            if let Some(grant) = self.claim(&mut db, epoch, 1, true).await?.pop() {
-                self.start(runs, grant, Some(permit));
-                return Ok(true);
-            }
-        }
         let grants = self.claim(&mut db, epoch, room.min(CLAIM), false).await?;
-        let more = !grants.is_empty() || i64::try_from(promoted).unwrap_or(0) == PROMOTE;
+        let more = !grants.is_empty();
         for grant in grants {
             self.start(runs, grant, None);
         }
         Ok(more)
     }
 
-    /// Makes runs claimable whose time has come.
-    async fn promote(&self, db: &mut sqlx::PgConnection) -> Result<u64, StoreError> {
-        let mut tx = db.begin().await?;
-        let promoted = queue::promote_due(&mut tx, PROMOTE).await?;
-        if promoted == 0 {
-            tx.rollback().await?;
-        } else {
-            crash::commit(tx, "promote").await?;
-        }
-        Ok(promoted)
-    }
-
-    async fn claim(&self, db: &mut sqlx::PgConnection, epoch: i64, limit: i64, suspects: bool) -> Result<Vec<Grant>, StoreError> {
+    async fn claim(
+        &self,
+        db: &mut sqlx::PgConnection,
+        epoch: i64,
+        limit: i64,
+        suspects: bool,
+    ) -> Result<Vec<Grant>, StoreError> {
         let mut tx = db.begin().await?;
         let grants =
             queue::claim(&mut tx, self.shared.config.instance, epoch, limit, suspects).await?;
@@ -420,21 +505,25 @@ impl Driver {
 
     fn start(
         &self,
-        runs: &mut JoinSet<RunId>,
+        runs: &mut JoinSet<(RunId, i64)>,
         grant: Grant,
         suspect: Option<tokio::sync::OwnedSemaphorePermit>,
     ) {
         let (run, fence) = (grant.run_id, grant.fence);
         let shared = Arc::clone(&self.shared);
         let abort = runs.spawn(async move {
-            advance::advance(&shared, grant, suspect).await;
-            run
+            let moving = AssertUnwindSafe(advance::advance(&shared, grant, suspect)).catch_unwind();
+            if moving.await.is_err() {
+                tracing::error!(run.id = %run, "run {run} made the driver panic");
+                advance::surrender(&shared, run, fence).await;
+            }
+            (run, fence)
         });
         self.held().insert(run, Held { fence, abort });
     }
 
     /// Lets runs come to a checkpoint and releases them; after the grace period the rest is dropped.
-    async fn drain(&self, runs: &mut JoinSet<RunId>) {
+    async fn drain(&self, runs: &mut JoinSet<(RunId, i64)>) {
         self.shared.drain.store(true, Ordering::Relaxed);
         let wait = async {
             while let Some(done) = runs.join_next().await {

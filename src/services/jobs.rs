@@ -85,11 +85,13 @@ pub enum Submitted {
 }
 
 impl JobOrder<'_> {
-    /// The job's id: a hash, so that it is the same after a crash.
+    /// The job's id: a hash, so that it is the same after a crash. Another run that takes the activation
+    /// up again gives it out anew: this run's jobs were stopped with it.
     #[must_use]
     pub fn job_id(&self) -> JobId {
         let mut hash = Sha256::new();
         hash.update(b"job");
+        hash.update(self.run_id.0.as_bytes());
         hash.update(self.task_id.0.as_bytes());
         hash.update(self.attempt.to_be_bytes());
         hash.update(self.lost.to_be_bytes());
@@ -177,10 +179,14 @@ impl Services {
             return Ok(Submitted::Waiting);
         };
         match worker.client.accept(&request).await {
-            Ok(_) => {
+            Ok(status) => {
                 let mut tx = self.pool().begin().await?;
                 jobs::sent(&mut tx, job_id, &worker.name).await?;
                 crash::commit(tx, "job sent").await?;
+                // It was sent before, and has ended: its result may have been fetched already.
+                if let Some(result) = &status.result {
+                    self.settle_job(job_id, result).await?;
+                }
                 Ok(Submitted::Waiting)
             }
             Err(ClientError::Refused { problem }) => {

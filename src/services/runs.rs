@@ -148,6 +148,8 @@ impl Services {
         let locked = runs::lock_thread(tx, row.thread_id).await?;
         let locked = locked.ok_or_else(|| ServiceError::not_found("thread", row.thread_id))?;
         let graph = self.versions().get(&row.graph_hash).await?;
+        // What it is shown to have come to is what it came to: no commit slips in between.
+        queue::lock_head(tx, row.run_id).await?;
         let active = locked.active_run == Some(row.run_id);
         let standing =
             checkpoints::standing(tx, row.thread_id, locked.branch, None, &graph).await?;

@@ -9,6 +9,7 @@ mod assistants;
 mod cli;
 mod crash_points;
 mod examples;
+mod crash_random;
 mod gateway;
 mod runs;
 mod scoping;

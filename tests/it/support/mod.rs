@@ -2,6 +2,7 @@
 //! port, and a client that shows what came back.
 
 pub(crate) mod client;
+pub(crate) mod graphs;
 pub(crate) mod server;
 pub(crate) mod traces;
 

@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
 use sqlx::ConnectOptions;
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
 
 use super::client::{Client, http};
 
@@ -139,8 +139,12 @@ impl Site {
     pub(crate) fn launch(&self, start: &Start) -> Server {
         let log = self.path(&format!("log{}", start.number));
         let log_file = File::options().create(true).append(true).open(&log).unwrap();
-        let mut child =
-            self.command(start).stdout(Stdio::piped()).stderr(log_file).spawn().expect("the server can be started");
+        let mut child = self
+            .command(start)
+            .stdout(Stdio::piped())
+            .stderr(log_file)
+            .spawn()
+            .expect("the server can be started");
         let output = child.stdout.take().unwrap();
         let (sender, receiver) = mpsc::channel();
         // Reads until the server ends, so that it never writes into a closed pipe.
@@ -149,13 +153,24 @@ impl Site {
                 let _ = sender.send(line);
             }
         });
-        Server { child, http: self.http.clone(), address: None, output: receiver, log, token_file: self.path("token") }
+        Server {
+            child,
+            http: self.http.clone(),
+            address: None,
+            output: receiver,
+            log,
+            token_file: self.path("token"),
+        }
     }
 
     /// Starts a server and waits until it is ready.
     pub(crate) async fn start(&self, start: &Start) -> Server {
         let mut server = self.launch(start);
-        assert!(server.ready().await, "the server ended instead of becoming ready:\n{}", server.log_tail());
+        assert!(
+            server.ready().await,
+            "the server ended instead of becoming ready:\n{}",
+            server.log_tail()
+        );
         server
     }
 
@@ -202,10 +217,17 @@ impl Drop for Site {
 /// The first process of the cluster in `data_dir`, recognised by where it works and what it is.
 fn postmaster(data_dir: &Path) -> Option<Pid> {
     let cluster = data_dir.join("postgres/cluster").canonicalize().ok()?;
-    let pid: i32 = fs::read_to_string(cluster.join("postmaster.pid")).ok()?.lines().next()?.trim().parse().ok()?;
+    let pid: i32 = fs::read_to_string(cluster.join("postmaster.pid"))
+        .ok()?
+        .lines()
+        .next()?
+        .trim()
+        .parse()
+        .ok()?;
     let process = PathBuf::from(format!("/proc/{pid}"));
     let works_there = fs::read_link(process.join("cwd")).is_ok_and(|cwd| cwd == cluster);
-    let is_postgres = fs::read_to_string(process.join("comm")).is_ok_and(|name| name.trim() == "postgres");
+    let is_postgres =
+        fs::read_to_string(process.join("comm")).is_ok_and(|name| name.trim() == "postgres");
     (works_there && is_postgres).then_some(Pid::from_raw(pid))
 }
 
@@ -217,7 +239,11 @@ impl Server {
             if self.child.try_wait().unwrap().is_some() {
                 return false;
             }
-            assert!(begun.elapsed() < PATIENCE, "the server does not become ready:\n{}", self.log_tail());
+            assert!(
+                begun.elapsed() < PATIENCE,
+                "the server does not become ready:\n{}",
+                self.log_tail()
+            );
             if let Ok(line) = self.output.try_recv()
                 && let Some(address) = line.strip_prefix("cynai is ready on ")
             {

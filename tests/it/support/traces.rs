@@ -37,17 +37,22 @@ pub(crate) struct Committed {
     complete: BTreeSet<Place>,
     /// The attempt that comes next, where one is recorded.
     attempts: BTreeMap<String, i32>,
+    /// Activations whose job is completed, and how many jobs they have had.
+    jobs: BTreeMap<String, i64>,
 }
 
 /// Every line of the file.
 pub(crate) fn read(path: &Path) -> Vec<Trace> {
     let text = std::fs::read_to_string(path).unwrap_or_default();
-    text.lines().map(|line| parse(line).unwrap_or_else(|| panic!("a torn line: {line:?}"))).collect()
+    text.lines()
+        .map(|line| parse(line).unwrap_or_else(|| panic!("a torn line: {line:?}")))
+        .collect()
 }
 
 fn parse(line: &str) -> Option<Trace> {
     let parts: Vec<&str> = line.split('|').collect();
-    let [thread, namespace, branch, seq, task, attempt, node, label, event] = parts.try_into().ok()?;
+    let [thread, namespace, branch, seq, task, attempt, node, label, event] =
+        parts.try_into().ok()?;
     Some(Trace {
         thread: thread.to_owned(),
         namespace: namespace.to_owned(),
@@ -76,31 +81,57 @@ impl Committed {
         })
         .await;
         let mut found = Self { lines: read(traces).len(), ..Self::default() };
-        let rows = sqlx::query("select task_id::text from writes").fetch_all(&mut *db).await.unwrap();
+        let rows =
+            sqlx::query("select task_id::text from writes").fetch_all(&mut *db).await.unwrap();
         found.done = rows.iter().map(|row| row.get(0)).collect();
-        let rows = sqlx::query("select thread_id::text, namespace, branch, seq from checkpoints where source = 1")
-            .fetch_all(&mut *db)
-            .await
-            .unwrap();
+        let rows = sqlx::query(
+            "select thread_id::text, namespace, branch, seq from checkpoints where source = 1",
+        )
+        .fetch_all(&mut *db)
+        .await
+        .unwrap();
         for row in rows {
             let namespace: String = row.get(1);
             let seq: i64 = row.get(3);
             found.complete.insert((row.get(0), namespace.replace('|', "/"), row.get(2), seq - 1));
         }
-        let rows = sqlx::query("select task_id::text, attempt from pending").fetch_all(&mut *db).await.unwrap();
+        let rows = sqlx::query("select task_id::text, attempt from pending")
+            .fetch_all(&mut *db)
+            .await
+            .unwrap();
         found.attempts = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+        found.jobs = jobs_of_completed(db).await;
         found
     }
 
     /// Panics when something ran after this moment that was committed before it.
-    pub(crate) fn check(&self, traces: &Path) {
+    pub(crate) async fn check(&self, db: &mut PgConnection, traces: &Path) {
+        let jobs = jobs_of_completed(db).await;
+        for (task, count) in &self.jobs {
+            assert_eq!(jobs.get(task), Some(count), "the job of {task} was completed, and another one was made");
+        }
         let all = read(traces);
         for line in &all[self.lines..] {
-            assert!(!self.done.contains(&line.task), "its result was committed, and it ran again: {line:?}");
+            assert!(
+                !self.done.contains(&line.task),
+                "its result was committed, and it ran again: {line:?}"
+            );
             let place = (line.thread.clone(), line.namespace.clone(), line.branch, line.seq);
-            assert!(!self.complete.contains(&place), "its superstep was committed, and it ran again: {line:?}");
+            assert!(
+                !self.complete.contains(&place),
+                "its superstep was committed, and it ran again: {line:?}"
+            );
             let next = self.attempts.get(&line.task).copied().unwrap_or(0);
-            assert!(line.attempt >= next, "attempt {next} was recorded as the next one, and an earlier one ran: {line:?}");
+            assert!(
+                line.attempt >= next,
+                "attempt {next} was recorded as the next one, and an earlier one ran: {line:?}"
+            );
         }
     }
+}
+
+async fn jobs_of_completed(db: &mut PgConnection) -> BTreeMap<String, i64> {
+    let query = "select task_id::text, count(*) from jobs group by task_id having bool_or(status = 'completed')";
+    let rows = sqlx::query(query).fetch_all(&mut *db).await.unwrap();
+    rows.iter().map(|row| (row.get(0), row.get(1))).collect()
 }
