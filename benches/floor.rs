@@ -53,19 +53,34 @@ struct Step {
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [url, runs, steps] = arguments.as_slice() else { bail!("usage: cynai-floor DATABASE_URL RUNS STEPS") };
+    let [url, runs, steps] = arguments.as_slice() else {
+        bail!("usage: cynai-floor DATABASE_URL RUNS STEPS")
+    };
     let (runs, steps) = (runs.parse()?, steps.parse()?);
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(measure(url, runs, steps))
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?
+        .block_on(measure(url, runs, steps))
 }
 
 async fn measure(url: &str, runs: usize, steps: i64) -> anyhow::Result<()> {
-    ensure!((1..=1024).contains(&runs) && (1..=1_000_000).contains(&steps), "1 to 1024 runs, 1 to 1,000,000 steps");
-    let pool = PgPoolOptions::new().max_connections(4).connect(url).await.context("the database cannot be reached")?;
+    ensure!(
+        (1..=1024).contains(&runs) && (1..=1_000_000).contains(&steps),
+        "1 to 1024 runs, 1 to 1,000,000 steps"
+    );
+    let pool = PgPoolOptions::new()
+        .max_connections(4)
+        .connect(url)
+        .await
+        .context("the database cannot be reached")?;
     for statement in SCHEMA {
         sqlx::query(statement).execute(&pool).await?;
     }
     let ids: Vec<Uuid> = (0..runs).map(|_| Uuid::now_v7()).collect();
-    sqlx::query("insert into floor.heads select run_id, 0 from unnest($1::uuid[]) as r (run_id)").bind(&ids).execute(&pool).await?;
+    sqlx::query("insert into floor.heads select run_id, 0 from unnest($1::uuid[]) as r (run_id)")
+        .bind(&ids)
+        .execute(&pool)
+        .await?;
     let statements = Arc::new(AtomicU64::new(0));
     let begun = Instant::now();
     let mut latencies = if let [run] = ids.as_slice() {
@@ -74,10 +89,16 @@ async fn measure(url: &str, runs: usize, steps: i64) -> anyhow::Result<()> {
         together(&pool, &ids, steps, &statements).await?
     };
     let seconds = begun.elapsed().as_secs_f64();
-    let stored: i64 = sqlx::query_scalar("select count(*) from floor.checkpoints").fetch_one(&pool).await?;
-    ensure!(usize::try_from(stored)? == latencies.len(), "{stored} rows are stored for {} steps", latencies.len());
+    let stored: i64 =
+        sqlx::query_scalar("select count(*) from floor.checkpoints").fetch_one(&pool).await?;
+    ensure!(
+        usize::try_from(stored)? == latencies.len(),
+        "{stored} rows are stored for {} steps",
+        latencies.len()
+    );
     latencies.sort_unstable();
-    let percentile = |percent: usize| millis(latencies[(latencies.len() * percent).div_ceil(100) - 1]);
+    let percentile =
+        |percent: usize| millis(latencies[(latencies.len() * percent).div_ceil(100) - 1]);
     let report = serde_json::json!({
         "steps": latencies.len(),
         "seconds": seconds,
@@ -94,11 +115,23 @@ fn millis(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1000.0
 }
 
-async fn alone(pool: &PgPool, run: Uuid, steps: i64, statements: &AtomicU64) -> anyhow::Result<Vec<Duration>> {
+async fn alone(
+    pool: &PgPool,
+    run: Uuid,
+    steps: i64,
+    statements: &AtomicU64,
+) -> anyhow::Result<Vec<Duration>> {
     let mut latencies = Vec::new();
     for seq in 1..=steps {
         let begun = Instant::now();
-        let written = sqlx::query(ONE).bind(run).bind(seq).bind(NEXT).bind(CHANGED).execute(pool).await?.rows_affected();
+        let written = sqlx::query(ONE)
+            .bind(run)
+            .bind(seq)
+            .bind(NEXT)
+            .bind(CHANGED)
+            .execute(pool)
+            .await?
+            .rows_affected();
         ensure!(written == 1, "step {seq} was not written");
         statements.fetch_add(1, Ordering::Relaxed);
         latencies.push(begun.elapsed());
@@ -106,7 +139,12 @@ async fn alone(pool: &PgPool, run: Uuid, steps: i64, statements: &AtomicU64) -> 
     Ok(latencies)
 }
 
-async fn together(pool: &PgPool, ids: &[Uuid], steps: i64, statements: &Arc<AtomicU64>) -> anyhow::Result<Vec<Duration>> {
+async fn together(
+    pool: &PgPool,
+    ids: &[Uuid],
+    steps: i64,
+    statements: &Arc<AtomicU64>,
+) -> anyhow::Result<Vec<Duration>> {
     let mut writers = JoinSet::new();
     let doors: Vec<mpsc::Sender<Step>> = (0..WRITERS)
         .map(|_| {
@@ -142,14 +180,29 @@ async fn walk(run: Uuid, steps: i64, door: mpsc::Sender<Step>) -> anyhow::Result
     Ok(latencies)
 }
 
-async fn write(pool: PgPool, mut waiting: mpsc::Receiver<Step>, statements: Arc<AtomicU64>) -> anyhow::Result<()> {
+async fn write(
+    pool: PgPool,
+    mut waiting: mpsc::Receiver<Step>,
+    statements: Arc<AtomicU64>,
+) -> anyhow::Result<()> {
     let mut batch = Vec::new();
     while waiting.recv_many(&mut batch, MAX_BATCH).await > 0 {
         let runs: Vec<Uuid> = batch.iter().map(|step| step.run).collect();
         let seqs: Vec<i64> = batch.iter().map(|step| step.seq).collect();
         let (next, changed) = (vec![NEXT; batch.len()], vec![CHANGED; batch.len()]);
-        let written = sqlx::query(MANY).bind(&runs).bind(&seqs).bind(&next).bind(&changed).execute(&pool).await?.rows_affected();
-        ensure!(usize::try_from(written)? == batch.len(), "{written} of {} steps were written", batch.len());
+        let written = sqlx::query(MANY)
+            .bind(&runs)
+            .bind(&seqs)
+            .bind(&next)
+            .bind(&changed)
+            .execute(&pool)
+            .await?
+            .rows_affected();
+        ensure!(
+            usize::try_from(written)? == batch.len(),
+            "{written} of {} steps were written",
+            batch.len()
+        );
         statements.fetch_add(1, Ordering::Relaxed);
         for step in batch.drain(..) {
             // Nobody listens when its run failed.

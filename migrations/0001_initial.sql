@@ -215,6 +215,7 @@ create table pending (
   node       text not null,
   kind       text not null check (kind in ('attempt', 'retry', 'job', 'timer', 'event', 'interrupt')),
   attempt    int not null default 1,
+  round      int not null default 0,            -- grows with each wait of the activation
   settled    boolean not null default false,
   due        timestamptz,
   name       text,                              -- of the event that it waits for
@@ -223,6 +224,7 @@ create table pending (
   primary key (thread_id, namespace, branch, seq, task_id)
 );
 create index pending_run on pending (run_id) where not settled;
+create index pending_thread on pending (thread_id) where not settled;
 
 -- Named events sent to a thread that nobody has waited for yet.
 create table events (

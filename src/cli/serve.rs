@@ -1,5 +1,6 @@
 //! `cynai serve`: the whole system in one process, with a private database unless told otherwise.
 
+use std::io::IsTerminal;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -300,6 +301,8 @@ fn init_logs(config: &ServeConfig) {
     let filter = tracing_subscriber::EnvFilter::try_new(&config.log_filter)
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Colours are for terminals; and not there either when NO_COLOR is set, which is the default's own rule.
+    let logs = if std::io::stderr().is_terminal() { logs } else { logs.with_ansi(false) };
     // A test may have set up its own.
     let _ = match config.log_format {
         LogFormat::Json => logs.json().try_init(),

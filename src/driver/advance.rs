@@ -14,7 +14,7 @@ use crate::graph::checkpoint::CheckpointError;
 use crate::graph::exec::{Cursor, ExecError, Exit, Options, Run, Waiting, restore};
 use crate::graph::input::{Order, Standing, begin};
 use crate::graph::model::Graph;
-use crate::graph::step::{Ambient, Failure, uuid_of};
+use crate::graph::step::{Ambient, Failure, Position, uuid_of};
 use crate::graph::value::Shared as SharedValue;
 use crate::ids::{RunId, TaskId, ThreadId};
 use crate::store::checkpointer::RunCheckpointer;
@@ -147,13 +147,16 @@ async fn move_run(shared: &Arc<Shared>, grant: &Grant) -> Result<(), AdvanceErro
         return ask_about_poison(shared, grant, &graph).await;
     }
     let ambient = ambient(shared, grant, &graph, &stored);
-    let (seq, first_seq) = match grant.seq {
-        -1 => match begin_run(shared, grant, &graph, &ambient).await? {
-            Some(seq) => (seq, seq),
-            None => return Ok(()),
-        },
-        seq => (seq, grant.first_seq),
-    };
+    let mut grant = grant.clone();
+    if grant.seq == -1 {
+        let Some(position) = begin_run(shared, &grant, &graph, &ambient).await? else {
+            return Ok(());
+        };
+        // The thread may stand on another branch than when the run was accepted.
+        (grant.seq, grant.first_seq, grant.branch) = (position.seq, position.seq, position.branch);
+    }
+    let grant = &grant;
+    let (seq, first_seq) = (grant.seq, grant.first_seq);
     let streamed = !grant.stream_modes.is_empty();
     let place = if streamed {
         let mut db = shared.pool.acquire().await?;
@@ -250,7 +253,10 @@ async fn park(
             shared.look.notify_one();
             Ok(None)
         }
-        Parked::Awake(now) => Ok(Some(now)),
+        Parked::Awake(now) => {
+            crash::around("deliver", queue::deliver(&mut db, grant.run_id, grant.fence)).await?;
+            Ok(Some(now))
+        }
         Parked::Fenced => Err(AdvanceError::Fenced),
     }
 }
@@ -265,6 +271,10 @@ async fn until<T>(
     let mut db = shared.pool.acquire().await?;
     let left = queue::until(&mut db, deadline).await?;
     drop(db);
+    // `timeout` lets the work begin even when no time is left.
+    if left.is_zero() {
+        return Ok(None);
+    }
     Ok(tokio::time::timeout(left, work).await.ok())
 }
 
@@ -293,7 +303,7 @@ async fn begin_run(
     grant: &Grant,
     graph: &Arc<Graph>,
     ambient: &Ambient,
-) -> Result<Option<i64>, AdvanceError> {
+) -> Result<Option<Position>, AdvanceError> {
     let order: Order = match &grant.input {
         Some(bytes) => serde_json::from_slice(bytes)
             .map_err(|err| AdvanceError::Unreadable(format!("the run's input: {err}")))?,
@@ -320,11 +330,15 @@ async fn begin_run(
     if !runs::begin(&mut tx, grant.run_id, grant.fence, position.seq, position.branch).await? {
         return Err(AdvanceError::Fenced);
     }
-    if let Some(row) = &begun.row {
-        checkpoints::insert(&mut tx, grant.thread_id, grant.run_id, row).await?;
+    match &begun.row {
+        Some(row) => {
+            pending::abandon(&mut tx, grant.thread_id).await?;
+            checkpoints::insert(&mut tx, grant.thread_id, grant.run_id, row).await?;
+        }
+        None => pending::adopt(&mut tx, grant.thread_id, grant.run_id).await?,
     }
     crash::commit(tx, "begin").await?;
-    Ok(Some(position.seq))
+    Ok(Some(position))
 }
 
 /// Where a thread stands on a branch, read on the caller's connection.
@@ -452,11 +466,7 @@ async fn end(
         runs::finish(&mut tx, grant.thread_id, grant.run_id, Some(grant.fence), ending).await?;
     let Some(ended) = ended else { return Err(AdvanceError::Fenced) };
     if let (Some(followup), None) = (followup, ended.promoted) {
-        let options = RunOptions {
-            engine: Options { resumed: true, ..Options::default() },
-            ..RunOptions::default()
-        };
-        let options = serde_json::to_vec(&options).unwrap_or_default();
+        let options = followup_options(grant)?;
         runs::insert_followup(&mut tx, grant.run_id, followup, &options).await?;
     }
     crate::store::jobs::cancel_of(&mut tx, grant.run_id).await?;
@@ -468,6 +478,21 @@ async fn end(
     Ok(())
 }
 
+/// The run after a question's expiry sees what its predecessor saw, and nobody reads its stream.
+fn followup_options(grant: &Grant) -> Result<Vec<u8>, AdvanceError> {
+    let unreadable =
+        |err: serde_json::Error| AdvanceError::Unreadable(format!("the run's options: {err}"));
+    let mut options: RunOptions = serde_json::from_slice(&grant.options).map_err(unreadable)?;
+    options.engine = Options {
+        resumed: true,
+        interrupt_before: options.engine.interrupt_before,
+        interrupt_after: options.engine.interrupt_after,
+        supersteps: options.engine.supersteps,
+        ..Options::default()
+    };
+    serde_json::to_vec(&options).map_err(unreadable)
+}
+
 /// Several processes died with this run and nothing else: a person decides whether it may try again.
 async fn ask_about_poison(
     shared: &Arc<Shared>,
@@ -476,6 +501,13 @@ async fn ask_about_poison(
 ) -> Result<(), AdvanceError> {
     let run = grant.run_id;
     tracing::error!(run.id = %run, claims = grant.claims, "run {run} killed its process again and again; a person is asked");
+    if grant.seq == -1 {
+        // It has no checkpoint to ask at, and nothing that a second try could go on with.
+        let message =
+            format!("the server process died {} times while this run was to begin", grant.claims);
+        let failure = Failure { kind: "process_died".to_owned(), message, attempts: 1 };
+        return end_failed(shared, grant, Some(graph), &failure).await;
+    }
     let hash =
         <sha2::Sha256 as sha2::Digest>::digest([b"poison".as_slice(), run.0.as_bytes()].concat());
     let task = TaskId(uuid_of(&hash));
@@ -489,9 +521,17 @@ async fn ask_about_poison(
         "response_schema": null,
     });
     let mut db = shared.pool.acquire().await?;
-    let seq = grant.seq.max(0);
     let question = question.to_string();
-    let asking = pending::ask(&mut db, grant.thread_id, run, grant.branch, seq, task, question.as_bytes());
+    let asking = pending::ask(
+        &mut db,
+        grant.thread_id,
+        run,
+        grant.fence,
+        grant.branch,
+        grant.seq,
+        task,
+        question.as_bytes(),
+    );
     crash::around("poison", asking).await?;
     drop(db);
     end_asking(shared, grant, graph).await

@@ -27,7 +27,7 @@ use crate::graph::exec::NodeSource;
 use crate::ids::{InstanceId, RunId};
 use crate::store::commit::Committer;
 use crate::store::graphs::Graphs;
-use crate::store::queue::{self, Grant};
+use crate::store::queue::{self, Claim, Grant};
 use crate::store::signals::Signals;
 use crate::store::{StoreError, crash};
 
@@ -135,7 +135,8 @@ impl Driver {
     ) -> Self {
         let committer = Committer::new(pool.clone());
         let drain = Arc::new(AtomicBool::new(false));
-        let shared = Shared { pool, committer, signals, graphs, nodes, config, drain, look: Notify::new() };
+        let shared =
+            Shared { pool, committer, signals, graphs, nodes, config, drain, look: Notify::new() };
         Self {
             shared: Arc::new(shared),
             leased: Arc::new(AtomicBool::new(false)),
@@ -190,6 +191,7 @@ impl Driver {
     /// One life: from taking a lease to losing it or stopping.
     async fn live(&self, stop: &CancellationToken) -> Result<End, StoreError> {
         let config = &self.shared.config;
+        let asked = Instant::now();
         let epoch = {
             let mut db = self.shared.pool.acquire().await?;
             let registering = queue::register(&mut db, config.instance, &config.host, config.lease);
@@ -199,7 +201,7 @@ impl Driver {
         self.leased.store(true, Ordering::Relaxed);
         let mut runs = JoinSet::new();
         let end = tokio::select! {
-            end = self.keep_lease(epoch) => end,
+            end = self.keep_lease(epoch, asked) => end,
             end = self.claim_and_run(epoch, &mut runs, stop) => end,
         };
         self.leased.store(false, Ordering::Relaxed);
@@ -207,11 +209,16 @@ impl Driver {
             End::Stop => {
                 tokio::select! {
                     () = self.drain(&mut runs) => {}
-                    _ = self.keep_lease(epoch) => {}
+                    _ = self.keep_lease(epoch, Instant::now()) => {}
                 }
                 runs.shutdown().await;
+                // What did not come to a checkpoint in time has done nothing wrong: it is no suspect.
+                let held: Vec<(RunId, i64)> =
+                    self.held().iter().map(|(run, held)| (*run, held.fence)).collect();
+                self.release_all(&held).await;
                 let mut db = self.shared.pool.acquire().await?;
-                crash::around("unregister", queue::unregister(&mut db, config.instance, epoch)).await?;
+                crash::around("unregister", queue::unregister(&mut db, config.instance, epoch))
+                    .await?;
                 self.shared.signals.queued();
             }
             End::LeaseLost => runs.shutdown().await,
@@ -220,10 +227,9 @@ impl Driver {
         Ok(end)
     }
 
-    /// Renews the lease until that fails for good.
-    async fn keep_lease(&self, epoch: i64) -> End {
+    /// Renews the lease, which holds since `renewed` at the latest, until that fails for good.
+    async fn keep_lease(&self, epoch: i64, mut renewed: Instant) -> End {
         let config = &self.shared.config;
-        let mut renewed = Instant::now();
         loop {
             tokio::time::sleep(config.lease / 3).await;
             let asked = Instant::now();
@@ -231,7 +237,8 @@ impl Driver {
             let left = config.lease.saturating_sub(renewed.elapsed());
             let renewal = async {
                 let mut db = self.shared.pool.acquire().await?;
-                crash::around("renew", queue::renew(&mut db, config.instance, epoch, config.lease)).await
+                crash::around("renew", queue::renew(&mut db, config.instance, epoch, config.lease))
+                    .await
             };
             match tokio::time::timeout(left, renewal).await {
                 Ok(Ok(true)) => renewed = asked,
@@ -253,7 +260,7 @@ impl Driver {
     async fn claim_and_run(
         &self,
         epoch: i64,
-        runs: &mut JoinSet<RunId>,
+        runs: &mut JoinSet<(RunId, i64)>,
         stop: &CancellationToken,
     ) -> End {
         let mut ended = self.shared.signals.ended();
@@ -263,7 +270,7 @@ impl Driver {
         loop {
             if swept.is_none_or(|at| at.elapsed() >= SWEEP_EVERY) {
                 self.recover().await;
-                self.drop_lost().await;
+                self.reconcile(epoch).await;
                 swept = Some(Instant::now());
             }
             let more = match self.round(epoch, runs, &suspects, &mut rounds).await {
@@ -288,7 +295,7 @@ impl Driver {
                     // What could not be claimed for want of room can be now.
                     rounds.claim |= full;
                 }
-                run = ended.recv() => self.heard_end(run).await,
+                run = ended.recv() => self.heard_end(epoch, run).await,
                 () = self.shared.signals.wait_queued(), if !more => rounds.claim = true,
                 // A run was parked until a time, or a suspect has proved harmless.
                 () = self.shared.look.notified() => rounds.due = Instant::now(),
@@ -305,30 +312,36 @@ impl Driver {
     async fn round(
         &self,
         epoch: i64,
-        runs: &mut JoinSet<RunId>,
+        runs: &mut JoinSet<(RunId, i64)>,
         suspects: &Arc<Semaphore>,
         rounds: &mut Rounds,
     ) -> Result<bool, StoreError> {
         if Instant::now() >= rounds.due {
             // Set first: an error is not repeated in a hot loop.
             rounds.due = Instant::now() + POLL;
-            rounds.claim = true;
-            self.promote_due().await?;
-            if self.claim_suspect(epoch, runs, suspects).await? {
-                rounds.due = Instant::now();
-            } else {
-                let mut db = self.shared.pool.acquire().await?;
-                let due = queue::next_due(&mut db).await?.unwrap_or(POLL);
-                rounds.due = Instant::now() + due.clamp(Duration::from_millis(1), POLL);
+            let mut db = self.shared.pool.acquire().await?;
+            let queued = queue::look(&mut db).await?;
+            drop(db);
+            rounds.claim |= queued.ready;
+            if queued.due == Some(Duration::ZERO) {
+                self.promote_due().await?;
+                rounds.claim = true;
             }
+            let again = queued.suspect && self.claim_suspect(epoch, runs, suspects).await?;
+            let due = if again { Duration::ZERO } else { queued.due.unwrap_or(POLL) };
+            rounds.due = Instant::now() + due.clamp(Duration::from_millis(1), POLL);
         }
         if rounds.claim { self.claim_ready(epoch, runs).await } else { Ok(false) }
     }
 
-    fn forget(&self, done: Result<RunId, tokio::task::JoinError>) {
+    fn forget(&self, done: Result<(RunId, i64), tokio::task::JoinError>) {
         match done {
-            Ok(run) => {
-                self.held().remove(&run);
+            Ok((run, fence)) => {
+                // The run may have been claimed again before this task was seen to have ended.
+                let mut held = self.held();
+                if held.get(&run).is_some_and(|held| held.fence == fence) {
+                    held.remove(&run);
+                }
             }
             Err(err) if err.is_cancelled() => {}
             Err(err) => {
@@ -338,38 +351,56 @@ impl Driver {
     }
 
     /// Somebody ended a run; if it is held here, its task goes.
-    async fn heard_end(&self, run: Result<RunId, broadcast::error::RecvError>) {
+    async fn heard_end(&self, epoch: i64, run: Result<RunId, broadcast::error::RecvError>) {
         match run {
             Ok(run) => {
                 let held = self.held().contains_key(&run);
                 if held {
-                    self.drop_lost().await;
+                    self.reconcile(epoch).await;
                 }
             }
-            Err(_) => self.drop_lost().await,
+            Err(_) => self.reconcile(epoch).await,
         }
     }
 
-    /// Drops runs that are no longer held: cancelled, or taken over.
-    async fn drop_lost(&self) {
-        let mine: Vec<(RunId, i64)> =
-            self.held().iter().map(|(run, held)| (*run, held.fence)).collect();
-        if mine.is_empty() {
-            return;
-        }
+    /// Makes what is in memory what the tables say is held here: runs that were cancelled or taken over are
+    /// dropped, and runs that were claimed without this driver's knowing are given back.
+    async fn reconcile(&self, epoch: i64) {
         let result = async {
             let mut db = self.shared.pool.acquire().await?;
-            queue::still_held(&mut db, &mine).await
+            queue::held_by(&mut db, self.shared.config.instance, epoch).await
         };
-        let Ok(still) = result.await else { return };
-        let mut held = self.held();
-        for (run, fence) in mine {
-            if !still.contains(&run) && held.get(&run).is_some_and(|known| known.fence == fence) {
-                // A run that has just ended by itself is aborted after its last commit: nothing is lost.
-                if let Some(lost) = held.remove(&run) {
-                    lost.abort.abort();
+        let Ok(rows) = result.await else { return };
+        let rows: HashMap<RunId, i64> = rows.into_iter().collect();
+        let orphans: Vec<(RunId, i64)> = {
+            let mut held = self.held();
+            // A run that has just ended by itself is aborted after its last commit: nothing is lost.
+            held.retain(|run, known| {
+                let keep = rows.get(run) == Some(&known.fence);
+                if !keep {
+                    known.abort.abort();
                 }
+                keep
+            });
+            rows.into_iter().filter(|(run, _)| !held.contains_key(run)).collect()
+        };
+        // The answer to a claim's COMMIT can be lost: then nobody but the tables knows of the grant.
+        self.release_all(&orphans).await;
+    }
+
+    /// Gives runs back that no task moves.
+    async fn release_all(&self, runs: &[(RunId, i64)]) {
+        for (run, fence) in runs {
+            let result = async {
+                let mut db = self.shared.pool.acquire().await?;
+                crash::around("release", queue::release(&mut db, *run, *fence)).await
+            };
+            if let Err(err) = result.await {
+                tracing::warn!(error = &err as &dyn std::error::Error, run.id = %run, "run {run} could not be given back");
             }
+        }
+        if !runs.is_empty() {
+            self.shared.signals.queued();
         }
     }
 
@@ -422,7 +453,7 @@ impl Driver {
     async fn claim_suspect(
         &self,
         epoch: i64,
-        runs: &mut JoinSet<RunId>,
+        runs: &mut JoinSet<(RunId, i64)>,
         suspects: &Arc<Semaphore>,
     ) -> Result<bool, StoreError> {
         let Ok(permit) = Arc::clone(suspects).try_acquire_owned() else { return Ok(false) };
@@ -430,7 +461,9 @@ impl Driver {
             return Ok(false);
         }
         let mut db = self.shared.pool.acquire().await?;
-        let Some(grant) = self.claim(&mut db, epoch, 1, true).await?.pop() else { return Ok(false) };
+        let Some(grant) = self.claim(&mut db, epoch, Claim::Suspect).await?.pop() else {
+            return Ok(false);
+        };
         self.start(runs, grant, Some(permit));
         Ok(true)
     }
@@ -439,14 +472,14 @@ impl Driver {
     async fn claim_ready(
         &self,
         epoch: i64,
-        runs: &mut JoinSet<RunId>,
+        runs: &mut JoinSet<(RunId, i64)>,
     ) -> Result<bool, StoreError> {
         let room = i64::try_from(self.room()).unwrap_or(i64::MAX);
         if room == 0 {
             return Ok(false);
         }
         let mut db = self.shared.pool.acquire().await?;
-        let grants = self.claim(&mut db, epoch, room.min(CLAIM), false).await?;
+        let grants = self.claim(&mut db, epoch, Claim::Ready(room.min(CLAIM))).await?;
         let more = !grants.is_empty();
         for grant in grants {
             self.start(runs, grant, None);
@@ -454,21 +487,19 @@ impl Driver {
         Ok(more)
     }
 
-    async fn claim(&self, db: &mut sqlx::PgConnection, epoch: i64, limit: i64, suspects: bool) -> Result<Vec<Grant>, StoreError> {
-        let mut tx = db.begin().await?;
-        let grants =
-            queue::claim(&mut tx, self.shared.config.instance, epoch, limit, suspects).await?;
-        if grants.is_empty() {
-            tx.rollback().await?;
-        } else {
-            crash::commit(tx, "claim").await?;
-        }
-        Ok(grants)
+    async fn claim(
+        &self,
+        db: &mut sqlx::PgConnection,
+        epoch: i64,
+        claim: Claim,
+    ) -> Result<Vec<Grant>, StoreError> {
+        let claiming = queue::claim(db, self.shared.config.instance, epoch, claim);
+        crash::around("claim", claiming).await
     }
 
     fn start(
         &self,
-        runs: &mut JoinSet<RunId>,
+        runs: &mut JoinSet<(RunId, i64)>,
         grant: Grant,
         suspect: Option<tokio::sync::OwnedSemaphorePermit>,
     ) {
@@ -480,13 +511,13 @@ impl Driver {
                 tracing::error!(run.id = %run, "run {run} made the driver panic");
                 advance::surrender(&shared, run, fence).await;
             }
-            run
+            (run, fence)
         });
         self.held().insert(run, Held { fence, abort });
     }
 
     /// Lets runs come to a checkpoint and releases them; after the grace period the rest is dropped.
-    async fn drain(&self, runs: &mut JoinSet<RunId>) {
+    async fn drain(&self, runs: &mut JoinSet<(RunId, i64)>) {
         self.shared.drain.store(true, Ordering::Relaxed);
         let wait = async {
             while let Some(done) = runs.join_next().await {

@@ -218,6 +218,16 @@ impl StateView for View<'_> {
     }
 }
 
+/// The changes of several applications in turn as those of one: each channel at most once.
+#[must_use]
+pub fn merged(changes: Vec<Change>) -> Vec<Change> {
+    let mut whole = Vec::with_capacity(changes.len());
+    for change in changes {
+        merge_change(&mut whole, change);
+    }
+    whole
+}
+
 fn merge_change(changes: &mut Vec<Change>, change: Change) {
     let channel_of = |change: &Change| match change {
         Change::Set(channel) | Change::Appended { channel, .. } => *channel,

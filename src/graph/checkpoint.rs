@@ -671,8 +671,10 @@ pub struct StoredWait {
     pub expired: bool,
     /// JSON of the wait: the interrupts, the job's id, the last failure.
     pub data: Option<Vec<u8>>,
-    /// JSON of what settled it.
+    /// JSON of what settled it; for a question, the list of all answers so far.
     pub answer: Option<Vec<u8>>,
+    /// See [`WaitRow::round`].
+    pub round: i32,
 }
 
 /// What an activation waits for.
@@ -741,8 +743,11 @@ pub struct WaitRow {
     pub name: Option<String>,
     /// See [`StoredWait::data`].
     pub data: Option<Vec<u8>>,
-    /// Whether it is settled from the start: the row only counts attempts.
-    pub settled: bool,
+    /// JSON of the answers that the activation has got before.
+    pub answer: Option<Vec<u8>>,
+    /// Grows with each row of the activation. A row takes the place of one with a smaller round only, so
+    /// that a commit that is repeated cannot undo what has settled the wait meanwhile.
+    pub round: i32,
 }
 
 /// What a stream shows beside the checkpoints.

@@ -12,6 +12,7 @@ pub mod exec;
 pub mod expr;
 pub mod input;
 pub mod load;
+pub mod memory;
 pub mod model;
 pub mod names;
 pub mod picture;

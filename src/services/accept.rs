@@ -211,6 +211,13 @@ impl Services {
                 "`command.resume` answers what waits now: it cannot be given with a checkpoint",
             ));
         }
+        if resume.is_some()
+            && (update.as_ref().is_some_and(|update| !update.is_empty()) || !goto.is_empty())
+        {
+            let message = "`command.resume` goes on with what waits, which `update` and `goto` would do away with: \
+                           answer first, and update the state in the next run";
+            return Err(ServiceError::invalid_at("/command", message));
+        }
         if let Some(goto) = goto.iter().find(|goto| goto.input.is_some()) {
             let message = format!(
                 "`goto` with an input is not supported (node `{}`): use a node with `for_each`",
@@ -287,8 +294,12 @@ impl Services {
         }
         runs::delete_followups(tx, thread).await?;
         let begun = self.begin(tx, accepted, thread, &locked).await?;
-        if let Some(row) = &begun.row {
-            checkpoints::insert(tx, thread, accepted.run_id, row).await?;
+        match &begun.row {
+            Some(row) => {
+                pending::abandon(tx, thread).await?;
+                checkpoints::insert(tx, thread, accepted.run_id, row).await?;
+            }
+            None => pending::adopt(tx, thread, accepted.run_id).await?,
         }
         Ok(Placed {
             active: true,

@@ -24,8 +24,8 @@ use super::api::{Actor, instant, optional_instant};
 use super::error::ServiceError;
 use super::{Services, checks};
 use crate::ids::{TokenId, UserId};
-use crate::store::crash;
 use crate::store::access::{self as store, NewTokenRow, TokenRow, UserRow};
+use crate::store::crash;
 
 /// How long a verified token is not looked up again.
 pub const REMEMBERED: Duration = Duration::from_secs(2);
@@ -202,7 +202,11 @@ impl Services {
     pub async fn revoke_token(&self, actor: &Actor, token: TokenId) -> Result<(), ServiceError> {
         let owner = (!actor.admin).then_some(actor.user_id);
         let mut db = self.pool().acquire().await?;
-        let revoked = crash::around("token revoked", store::revoke_token(&mut db, token, owner, self.clock().now())).await?;
+        let revoked = crash::around(
+            "token revoked",
+            store::revoke_token(&mut db, token, owner, self.clock().now()),
+        )
+        .await?;
         self.0.tokens.forget(token);
         if !revoked {
             return Err(ServiceError::not_found("token", token));

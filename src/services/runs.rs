@@ -148,6 +148,8 @@ impl Services {
         let locked = runs::lock_thread(tx, row.thread_id).await?;
         let locked = locked.ok_or_else(|| ServiceError::not_found("thread", row.thread_id))?;
         let graph = self.versions().get(&row.graph_hash).await?;
+        // What it is shown to have come to is what it came to: no commit slips in between.
+        queue::lock_head(tx, row.run_id).await?;
         let active = locked.active_run == Some(row.run_id);
         let standing =
             checkpoints::standing(tx, row.thread_id, locked.branch, None, &graph).await?;
@@ -220,7 +222,7 @@ impl Services {
         actor: &Actor,
         key: RunKey,
     ) -> Result<Box<RawValue>, ServiceError> {
-        let mut moved = self.hub().subscribe(key.run);
+        let mut run = self.hub().subscribe(key.run);
         loop {
             let row = self.run_row(actor, key).await?;
             if row.ended_at.is_some() {
@@ -228,7 +230,7 @@ impl Services {
                 let text = String::from_utf8(result).map_err(ServiceError::internal)?;
                 return RawValue::from_string(text).map_err(ServiceError::internal);
             }
-            moved.moved(POLL).await;
+            run.ended(POLL).await;
         }
     }
 

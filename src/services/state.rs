@@ -15,7 +15,7 @@ use super::api::{
 };
 use super::error::ServiceError;
 use super::{Services, accept, checkpoint_id};
-use crate::graph::channel::{State, Write};
+use crate::graph::channel::{State, Write, merged};
 use crate::graph::checkpoint::{Restored, Source, WaitKind, encode};
 use crate::graph::exec::TaskRecord;
 use crate::graph::input::{Order, OrderError, Standing, begin};
@@ -383,6 +383,7 @@ impl Services {
             request.as_node.as_deref(),
             fork,
         )?;
+        pending::abandon(&mut tx, thread).await?;
         checkpoints::insert(&mut tx, thread, RunId(Uuid::nil()), &row).await?;
         runs::delete_followups(&mut tx, thread).await?;
         let status = if ends { "idle" } else { "interrupted" };
@@ -499,8 +500,8 @@ fn updated_row(
         branch: fork.or(last.map(|last| last.branch)).unwrap_or(0),
         seq: last.map_or(0, |last| last.seq + 1),
     };
-    // Several updates may have changed a channel more than once: the whole state is written then.
-    let keyframe = fork.is_some() || !earlier.is_empty();
+    let changes = merged(changes);
+    let keyframe = fork.is_some();
     let mut row = encode(
         graph,
         &state,

@@ -6,9 +6,9 @@ use super::api::{Actor, CreateThread, IfExists, Object, Page, SearchThreads, Thr
 use super::error::ServiceError;
 use super::{Services, checks};
 use crate::ids::ThreadId;
-use crate::store::{StoreError, crash};
 use crate::store::status::ThreadStatus;
 use crate::store::threads::{self as store, ThreadPage, ThreadQuery, ThreadRow};
+use crate::store::{StoreError, crash};
 
 const IDS_AT_MOST: usize = 1000;
 

@@ -85,16 +85,21 @@ impl Checkpointer for RunCheckpointer {
 
     fn commit(&self, commit: Commit) -> BoxFuture<'_, Result<(), CheckpointError>> {
         async move {
+            let known = self.root_seq.load(Ordering::Relaxed);
             let advanced = commit
                 .checkpoint
                 .as_ref()
                 .filter(|_| commit.namespace.is_empty())
                 .map(|row| row.position.seq);
+            if advanced.is_some_and(|seq| seq <= known) {
+                // This grant has stored it before.
+                return Ok(());
+            }
             let request = Request {
                 run_id: self.run_id,
                 thread_id: self.thread_id,
                 fence: self.fence,
-                root_seq: self.root_seq.load(Ordering::Relaxed),
+                root_seq: known,
                 commit: Arc::new(commit),
             };
             self.committer.commit(request).await?;

@@ -159,7 +159,7 @@ pub async fn tasks(
     let rows = sqlx::query!(
         r#"select coalesce(w.task_id, p.task_id) as "task_id!: TaskId", w.writes as "writes?",
                   p.kind as "kind?", p.attempt as "attempt?", p.settled as "settled?",
-                  (p.due <= cynai_now()) as "expired?", p.data, p.answer
+                  (p.due <= cynai_now()) as "expired?", p.data, p.answer, p.round as "round?"
              from (select task_id, writes from writes
                     where thread_id = $1 and namespace = $2 and branch = $3 and seq = $4) w
              full join (select * from pending
@@ -182,6 +182,7 @@ pub async fn tasks(
                 expired: row.expired.unwrap_or(false),
                 data: row.data,
                 answer: row.answer,
+                round: row.round.unwrap_or(0),
             });
             (row.task_id, Restored { writes: row.writes, wait })
         })

@@ -26,15 +26,18 @@ use crate::ids::{RunId, ThreadId};
 const SLOTS: usize = 2;
 /// The most commits of one statement.
 const MAX_BATCH: usize = 256;
-/// Supersteps and other writes of runs that were acknowledged.
-const COMMITS: &str = "cynai_commits_total";
-/// Statements that wrote them: with the commits, how many went out together.
-const STATEMENTS: &str = "cynai_commit_statements_total";
+/// No commit joins a statement that has so many bytes already.
+const MAX_BATCH_BYTES: usize = 8 << 20;
 /// Pauses between tries of a commit whose run was locked or whose outcome is unknown.
 const RETRY_FIRST: Duration = Duration::from_millis(2);
 const RETRY_MAX: Duration = Duration::from_secs(1);
 /// So long a commit is tried while the database cannot be reached; the run's lease ends long before.
 const RETRY_FOR: Duration = Duration::from_secs(60);
+
+/// Supersteps and other writes of runs that were acknowledged.
+const COMMITS: &str = "cynai_commits_total";
+/// Statements that wrote them: with the commits, how many went out together.
+const STATEMENTS: &str = "cynai_commit_statements_total";
 
 /// One run's commit with the authority that it is made under.
 #[derive(Debug, Clone)]
@@ -58,6 +61,19 @@ impl Request {
             Some(row) if self.commit.namespace.is_empty() => row.position.seq,
             _ => self.root_seq,
         }
+    }
+
+    /// About how many bytes it writes.
+    fn size(&self) -> usize {
+        let Commit { checkpoint, writes, waits, stream, .. } = &*self.commit;
+        let row = checkpoint.as_ref().map_or(0, |row| {
+            let values: usize = row.values.iter().map(|(_, value)| value.len()).sum();
+            row.changed.len() + row.keyframe.as_ref().map_or(0, Vec::len) + values
+        });
+        let writes: usize = writes.iter().map(|(_, bytes)| bytes.len()).sum();
+        let waits: usize = waits.iter().map(|wait| wait.data.as_ref().map_or(0, Vec::len)).sum();
+        let stream: usize = stream.iter().map(|row| row.data.len()).sum();
+        row + writes + waits + stream
     }
 
     /// Whether it is a root checkpoint and nothing else, which the small statements can write.
@@ -149,7 +165,7 @@ impl Committer {
             let verdict = if alone {
                 alone = false;
                 match execute(&self.0.pool, std::slice::from_ref(&request)).await {
-                    Ok(passed) if passed.contains(&request.run_id) => {
+                    Ok(passed) if passed.contains(&0) => {
                         self.0.count(1);
                         Verdict::Passed
                     }
@@ -215,29 +231,36 @@ impl Inner {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Leads a batch when a slot is free, else waits for a leader to take this request along.
+    /// Has the request written: by this call when it is alone, else together with what others have ready.
     async fn offer(self: &Arc<Self>, request: Request) -> Verdict {
-        let receiver = {
+        let (sender, receiver) = oneshot::channel();
+        let slot = {
             let mut state = self.lock();
-            if state.leading < SLOTS && state.waiting.is_empty() {
-                state.leading += 1;
-                None
-            } else {
-                let (sender, receiver) = oneshot::channel();
-                state.waiting.push_back((request.clone(), sender));
-                Some(receiver)
-            }
+            state.waiting.push_back((request, sender));
+            let free = state.leading < SLOTS;
+            state.leading += usize::from(free);
+            free
         };
-        match receiver {
-            // A leader that was dropped with its run may have written: so its followers look.
-            Some(receiver) => receiver.await.unwrap_or(Verdict::Unsure),
-            None => {
-                let leading = Leading { inner: Arc::clone(self), given_up: false };
+        if slot {
+            let leading = Leading { inner: Arc::clone(self), given_up: false };
+            // Who is ready at this moment comes along: one sync of the disk serves all of them.
+            tokio::task::yield_now().await;
+            if let Some((request, sender)) = self.only_one() {
                 let verdicts = self.write(std::slice::from_ref(&request)).await;
-                drop(leading);
-                verdicts.into_iter().next().unwrap_or(Verdict::Unsure)
+                // It may be another run's request, when a leader took this one's meanwhile.
+                let _ = sender.send(verdicts.into_iter().next().unwrap_or(Verdict::Unsure));
             }
+            // Leaves what is waiting now to a task of its own: no run's end takes others' commits with it.
+            drop(leading);
         }
+        // A leader that was dropped with its run may have written: so who waited for it looks.
+        receiver.await.unwrap_or(Verdict::Unsure)
+    }
+
+    /// The only request that waits, if just one does.
+    fn only_one(&self) -> Option<(Request, oneshot::Sender<Verdict>)> {
+        let mut state = self.lock();
+        if state.waiting.len() == 1 { state.waiting.pop_front() } else { None }
     }
 
     /// Writes what is waiting, until nothing is.
@@ -246,7 +269,7 @@ impl Inner {
         loop {
             let (requests, senders): (Vec<Request>, Vec<oneshot::Sender<Verdict>>) = {
                 let mut state = self.lock();
-                let count = state.waiting.len().min(MAX_BATCH);
+                let count = batch_len(state.waiting.iter().map(|(request, _)| request));
                 if count == 0 {
                     // Given up under the same lock under which others queue: nobody is left behind.
                     state.leading -= 1;
@@ -260,6 +283,8 @@ impl Inner {
                 // Nobody listens when the run was dropped meanwhile.
                 let _ = sender.send(verdict);
             }
+            // The runs that go on at once have their next commits ready before the next batch is made.
+            tokio::task::yield_now().await;
         }
     }
 
@@ -276,11 +301,12 @@ impl Inner {
     async fn write(&self, requests: &[Request]) -> Vec<Verdict> {
         let result = execute(&self.pool, requests).await;
         let verdicts: Vec<Verdict> = match &result {
-            Ok(passed) => requests
-                .iter()
-                .map(|request| {
-                    if passed.contains(&request.run_id) { Verdict::Passed } else { Verdict::Unsure }
-                })
+            Ok(passed) => (0..requests.len())
+                .map(
+                    |number| {
+                        if passed.contains(&number) { Verdict::Passed } else { Verdict::Unsure }
+                    },
+                )
                 .collect(),
             Err(err) => {
                 let verdict = if err.is_unavailable() { Verdict::Unsure } else { Verdict::Alone };
@@ -296,6 +322,17 @@ impl Inner {
         self.count(passed);
         verdicts
     }
+}
+
+/// How many of `waiting` one statement takes: at least one.
+fn batch_len<'a>(waiting: impl Iterator<Item = &'a Request>) -> usize {
+    let mut bytes = 0;
+    let fits = |request: &&Request| {
+        let room = bytes < MAX_BATCH_BYTES;
+        bytes += request.size();
+        room
+    };
+    waiting.take(MAX_BATCH).take_while(fits).count()
 }
 
 /// A slot under way; giving it up lets what waits go on, also when the leader's run was dropped.
@@ -321,7 +358,8 @@ impl Drop for Leading {
     }
 }
 
-async fn execute(pool: &PgPool, requests: &[Request]) -> Result<HashSet<RunId>, StoreError> {
+/// Answers which of `requests` passed the gate, by their positions.
+async fn execute(pool: &PgPool, requests: &[Request]) -> Result<HashSet<usize>, StoreError> {
     crash::before("commit");
     let passed = match requests {
         [one] if one.is_plain() => execute_one(pool, one).await?,
@@ -333,7 +371,7 @@ async fn execute(pool: &PgPool, requests: &[Request]) -> Result<HashSet<RunId>, 
 }
 
 /// One root checkpoint of one run.
-async fn execute_one(pool: &PgPool, request: &Request) -> Result<HashSet<RunId>, StoreError> {
+async fn execute_one(pool: &PgPool, request: &Request) -> Result<HashSet<usize>, StoreError> {
     let Some(row) = &request.commit.checkpoint else { return Ok(HashSet::new()) };
     let result = sqlx::query!(
         "with gate as materialized (
@@ -355,11 +393,11 @@ async fn execute_one(pool: &PgPool, request: &Request) -> Result<HashSet<RunId>,
     )
     .execute(pool)
     .await?;
-    Ok(if result.rows_affected() == 1 { HashSet::from([request.run_id]) } else { HashSet::new() })
+    Ok(if result.rows_affected() == 1 { HashSet::from([0]) } else { HashSet::new() })
 }
 
 /// Root checkpoints of several runs, one each.
-async fn execute_plain(pool: &PgPool, requests: &[Request]) -> Result<HashSet<RunId>, StoreError> {
+async fn execute_plain(pool: &PgPool, requests: &[Request]) -> Result<HashSet<usize>, StoreError> {
     let rows = || {
         requests
             .iter()
@@ -369,19 +407,20 @@ async fn execute_plain(pool: &PgPool, requests: &[Request]) -> Result<HashSet<Ru
         r#"with b as (
              select * from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::uuid[], $6::int[],
                                   $7::smallint[], $8::text[], $9::bytea[], $10::bytea[])
-               as b (run_id, fence, root_seq, seq, thread_id, branch, source, next, changed, keyframe)),
+               with ordinality as b (run_id, fence, root_seq, seq, thread_id, branch, source, next, changed, keyframe,
+                                     number)),
            gate as materialized (
-             select h.run_id from heads h join b using (run_id)
+             select b.number from heads h join b using (run_id)
               where h.fence = b.fence and h.seq = b.root_seq and h.status = 'running'
               order by h.run_id for no key update of h skip locked),
            moved as (
              update heads h set seq = b.seq, claims = 0
-               from b join gate using (run_id) where h.run_id = b.run_id),
+               from b join gate using (number) where h.run_id = b.run_id),
            stored as (
              insert into checkpoints (thread_id, run_id, seq, at, branch, source, namespace, next, changed, keyframe)
              select b.thread_id, b.run_id, b.seq, cynai_now(), b.branch, b.source, '', b.next, b.changed, b.keyframe
-               from b join gate using (run_id))
-           select run_id as "run_id!: RunId" from gate"#,
+               from b join gate using (number))
+           select (number - 1)::int as "request!" from gate"#,
         &rows().map(|(request, _)| request.run_id.0).collect::<Vec<_>>(),
         &rows().map(|(request, _)| request.fence).collect::<Vec<_>>(),
         &rows().map(|(request, _)| request.root_seq).collect::<Vec<_>>(),
@@ -395,7 +434,7 @@ async fn execute_plain(pool: &PgPool, requests: &[Request]) -> Result<HashSet<Ru
     )
     .fetch_all(pool)
     .await?;
-    Ok(passed.into_iter().collect())
+    Ok(passed.into_iter().filter_map(|number| usize::try_from(number).ok()).collect())
 }
 
 /// Columns of the multi-row statement that writes everything a commit can hold.
@@ -459,11 +498,12 @@ struct WaitColumns {
     node: Vec<String>,
     kind: Vec<String>,
     attempt: Vec<i32>,
-    settled: Vec<bool>,
+    round: Vec<i32>,
     after: Vec<Option<f64>>,
     at: Vec<Option<chrono::DateTime<chrono::Utc>>>,
     name: Vec<Option<String>>,
     data: Vec<Option<Vec<u8>>>,
+    answer: Vec<Option<Vec<u8>>>,
 }
 
 #[derive(Default)]
@@ -547,7 +587,8 @@ impl Columns {
             to.node.push(wait.node.clone());
             to.kind.push(wait.kind.as_str().to_owned());
             to.attempt.push(i32::try_from(wait.attempt).unwrap_or(i32::MAX));
-            to.settled.push(wait.settled);
+            to.round.push(wait.round);
+            to.answer.push(wait.answer.clone());
             to.after.push(match wait.due {
                 Some(Due::After(duration)) => Some(duration.as_secs_f64()),
                 _ => None,
@@ -567,19 +608,20 @@ impl Columns {
 /// An event that a wait names may have come before the wait: it is taken from `events` in the same
 /// statement. A sender of events locks the head first, so the two cannot pass each other.
 #[expect(clippy::too_many_lines, reason = "one statement and its columns")]
-async fn execute_full(pool: &PgPool, requests: &[Request]) -> Result<HashSet<RunId>, StoreError> {
+async fn execute_full(pool: &PgPool, requests: &[Request]) -> Result<HashSet<usize>, StoreError> {
     let c = Columns::of(requests);
     let passed = sqlx::query_scalar!(
         r#"with b as (
              select * from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::uuid[])
                with ordinality as b (run_id, fence, root_seq, next_seq, thread_id, number)),
            gate as materialized (
-             select b.number - 1 as request, b.run_id, b.thread_id, b.root_seq, b.next_seq
+             select (b.number - 1)::int as request, b.run_id, b.thread_id, b.root_seq, b.next_seq
                from heads h join b using (run_id)
               where h.fence = b.fence and h.seq = b.root_seq and h.status = 'running'
               order by h.run_id for no key update of h skip locked),
            ck as (
-             select g.run_id, g.thread_id, c.* from unnest($6::int[], $7::text[], $8::int[], $9::bigint[], $10::int[],
+             select g.run_id, g.thread_id, c.*, case c.namespace when '' then '' else c.namespace || '|' end as below
+               from unnest($6::int[], $7::text[], $8::int[], $9::bigint[], $10::int[],
                 $11::bigint[], $12::smallint[], $13::text[], $14::bytea[], $15::bytea[], $16::bigint[])
                as c (request, namespace, branch, seq, parent_branch, parent_seq, source, next, changed, keyframe, settles)
                join gate g using (request)),
@@ -608,37 +650,41 @@ async fn execute_full(pool: &PgPool, requests: &[Request]) -> Result<HashSet<Run
                 and p.seq = w.seq and p.task_id = w.task_id and not p.settled),
            settled_all as (
              update pending p set settled = true from ck
-              where ck.settles is not null and p.thread_id = ck.thread_id and p.namespace = ck.namespace
-                and p.branch = ck.branch and p.seq = ck.settles and not p.settled
+              where ck.settles is not null and p.thread_id = ck.thread_id and p.branch = ck.branch and not p.settled
+                and ((p.namespace = ck.namespace and p.seq = ck.settles) or starts_with(p.namespace, ck.below))
                 and not exists (select from w where w.task_id = p.task_id)),
            waits as (
              select g.run_id, g.thread_id, p.*,
                     coalesce(p.at, cynai_now() + make_interval(secs => p.after)) as due
                from unnest($29::int[], $30::text[], $31::int[], $32::bigint[], $33::uuid[], $34::text[], $35::text[],
-                           $36::int[], $37::boolean[], $38::float8[], $39::timestamptz[], $40::text[], $41::bytea[])
-                 as p (request, namespace, branch, seq, task_id, node, kind, attempt, settled, after, at, name, data)
-               join gate g using (request)),
+                           $36::int[], $37::int[], $38::float8[], $39::timestamptz[], $40::text[], $41::bytea[],
+                           $42::bytea[])
+                 as p (request, namespace, branch, seq, task_id, node, kind, attempt, round, after, at, name, data, answer)
+               join gate g using (request)
+              where not exists (
+                select from pending x where x.thread_id = g.thread_id and x.namespace = p.namespace
+                   and x.branch = p.branch and x.seq = p.seq and x.task_id = p.task_id and x.round >= p.round)),
            arrived as materialized (
              delete from events e using (
                select distinct on (e.thread_id, e.event_id) e.thread_id, e.event_id, w.task_id
                  from (select *, row_number() over (partition by thread_id, name order by task_id) as turn
-                         from waits where kind = 'event' and not settled) w
+                         from waits where kind = 'event') w
                  join lateral (select e.thread_id, e.event_id, row_number() over (order by e.event_id) as turn
                                  from events e where e.thread_id = w.thread_id and e.name = w.name
                                  order by e.event_id limit 1000) e on e.turn = w.turn) x
               where e.thread_id = x.thread_id and e.event_id = x.event_id
              returning x.task_id, e.payload),
            stored_waits as (
-             insert into pending (thread_id, namespace, branch, seq, task_id, run_id, node, kind, attempt, settled,
-                                  due, name, data, answer)
-             select w.thread_id, w.namespace, w.branch, w.seq, w.task_id, w.run_id, w.node, w.kind, w.attempt,
-                    w.settled or a.task_id is not null, w.due, w.name, w.data, a.payload
+             insert into pending (thread_id, namespace, branch, seq, task_id, run_id, node, kind, attempt, round,
+                                  settled, due, name, data, answer)
+             select w.thread_id, w.namespace, w.branch, w.seq, w.task_id, w.run_id, w.node, w.kind, w.attempt, w.round,
+                    a.task_id is not null, w.due, w.name, w.data, coalesce(a.payload, w.answer)
                from waits w left join arrived a using (task_id)
              on conflict (thread_id, namespace, branch, seq, task_id) do update
-                set run_id = excluded.run_id, kind = excluded.kind, attempt = excluded.attempt,
+                set run_id = excluded.run_id, kind = excluded.kind, attempt = excluded.attempt, round = excluded.round,
                     settled = excluded.settled, due = excluded.due, name = excluded.name, data = excluded.data,
-                    answer = case when excluded.kind = 'interrupt' and pending.kind = 'interrupt'
-                                  then pending.answer else excluded.answer end),
+                    answer = excluded.answer
+              where pending.round < excluded.round),
            moved as (
              update heads h set seq = g.next_seq, claims = 0, wake = h.wake + g.arrived
                from (select gate.run_id, max(gate.next_seq) as next_seq,
@@ -649,10 +695,10 @@ async fn execute_full(pool: &PgPool, requests: &[Request]) -> Result<HashSet<Run
            streamed as (
              insert into stream_events (run_id, seq, place, mode, namespace, data)
              select g.run_id, s.seq, s.place, s.mode, s.namespace, s.data
-               from unnest($42::int[], $43::bigint[], $44::int[], $45::text[], $46::text[], $47::bytea[])
+               from unnest($43::int[], $44::bigint[], $45::int[], $46::text[], $47::text[], $48::bytea[])
                  as s (request, seq, place, mode, namespace, data) join gate g using (request)
              on conflict do nothing)
-           select distinct run_id as "run_id!: RunId" from gate"#,
+           select request as "request!" from gate"#,
         &c.runs,
         &c.fences,
         &c.root_seqs,
@@ -689,11 +735,12 @@ async fn execute_full(pool: &PgPool, requests: &[Request]) -> Result<HashSet<Run
         &c.waits.node,
         &c.waits.kind,
         &c.waits.attempt,
-        &c.waits.settled,
+        &c.waits.round,
         &c.waits.after as &[Option<f64>],
         &c.waits.at as &[Option<chrono::DateTime<chrono::Utc>>],
         &c.waits.name as &[Option<String>],
         &c.waits.data as &[Option<Vec<u8>>],
+        &c.waits.answer as &[Option<Vec<u8>>],
         &c.stream.request,
         &c.stream.seq,
         &c.stream.place,
@@ -703,5 +750,5 @@ async fn execute_full(pool: &PgPool, requests: &[Request]) -> Result<HashSet<Run
     )
     .fetch_all(pool)
     .await?;
-    Ok(passed.into_iter().collect())
+    Ok(passed.into_iter().filter_map(|number| usize::try_from(number).ok()).collect())
 }

@@ -84,11 +84,40 @@ pub async fn answer(
     Ok(result.rows_affected() == 1)
 }
 
-/// Stores a question that the driver itself asks about a run, outside any activation.
+/// A run goes on where the thread stands: what waits there wakes this run from now on, and expires with it.
+///
+/// The caller holds the thread's lock, and no run is active.
+pub async fn adopt(db: &mut PgConnection, thread: ThreadId, run: RunId) -> Result<(), StoreError> {
+    sqlx::query!(
+        "update pending set run_id = $2 where thread_id = $1 and not settled",
+        thread as ThreadId,
+        run as RunId,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// The thread goes on from another state: nothing that waited there is waited for any more.
+///
+/// Attempts under way stay: what they did to the world is as unknown as before, should the thread come back.
+/// The caller holds the thread's lock, and no run is active.
+pub async fn abandon(db: &mut PgConnection, thread: ThreadId) -> Result<(), StoreError> {
+    sqlx::query!(
+        "update pending set settled = true where thread_id = $1 and not settled and kind <> 'attempt'",
+        thread as ThreadId
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// Stores a question that the driver itself asks about a run, outside any activation, under the grant's fence.
 pub async fn ask(
     db: &mut PgConnection,
     thread: ThreadId,
     run: RunId,
+    fence: i64,
     branch: i32,
     seq: i64,
     task: TaskId,
@@ -96,7 +125,8 @@ pub async fn ask(
 ) -> Result<(), StoreError> {
     sqlx::query!(
         "insert into pending (thread_id, namespace, branch, seq, task_id, run_id, node, kind, data)
-         values ($1, '', $2, $3, $4, $5, '', 'interrupt', $6)
+         select $1, '', $2, $3, $4, run_id, '', 'interrupt', $6 from heads
+          where run_id = $5 and fence = $7 and status = 'running'
          on conflict (thread_id, namespace, branch, seq, task_id) do update
             set settled = false, answer = null, data = excluded.data, run_id = excluded.run_id",
         thread as ThreadId,
@@ -105,6 +135,7 @@ pub async fn ask(
         task as TaskId,
         run as RunId,
         data,
+        fence,
     )
     .execute(db)
     .await?;

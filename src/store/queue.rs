@@ -53,15 +53,56 @@ pub struct Grant {
     pub started_at: Option<DateTime<Utc>>,
 }
 
-/// Claims up to `limit` runs: by priority, then in turn between owners, then by age. With `suspects`, claims one
-/// run that a process died with instead.
+/// What a driver finds when it looks at the queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Queued {
+    /// Whether runs can be claimed.
+    pub ready: bool,
+    /// Whether runs wait that a process died with.
+    pub suspect: bool,
+    /// How long until the next run is due that waits for a time; zero when one is.
+    pub due: Option<Duration>,
+}
+
+/// Looks whether there is something to do: three probes of small indexes, so that an idle look costs nearly nothing.
+pub async fn look(db: &mut PgConnection) -> Result<Queued, StoreError> {
+    let row = sqlx::query!(
+        r#"select exists (select from queue where state = 'ready') as "ready!",
+                  exists (select from queue where state = 'suspect') as "suspect!",
+                  extract(epoch from (select due from queue where state = 'later' order by due limit 1)
+                                     - cynai_now())::float8 as seconds"#
+    )
+    .fetch_one(db)
+    .await?;
+    let due = row
+        .seconds
+        .map(|seconds| Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX));
+    Ok(Queued { ready: row.ready, suspect: row.suspect, due })
+}
+
+/// How many runs a claim may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Claim {
+    /// Ready ones: by priority, then in turn between owners, then by age.
+    Ready(i64),
+    /// The oldest one that a process died with.
+    Suspect,
+}
+
+/// Claims runs: each gets a new fence, and its row in the queue goes.
+///
+/// Both kinds are one statement with two limits, so that one plan serves all calls: made anew for each, it would
+/// cost several times what the statement does.
 pub async fn claim(
     db: &mut PgConnection,
     instance: InstanceId,
     epoch: i64,
-    limit: i64,
-    suspects: bool,
+    claim: Claim,
 ) -> Result<Vec<Grant>, StoreError> {
+    let (ready, suspects) = match claim {
+        Claim::Ready(limit) => (limit, 0),
+        Claim::Suspect => (0, 1),
+    };
     let rows = sqlx::query_as!(
         Grant,
         r#"with recursive owners as (
@@ -71,19 +112,20 @@ pub async fn claim(
                       order by q.user_id limit 1)
                from owners o where o.user_id is not null),
            candidates as (
-             select q.run_id, q.priority, q.due,
+             select q.run_id, 'ready' as state, q.priority, q.due,
                     row_number() over (partition by o.user_id order by q.priority desc, q.due) as turn
                from owners o cross join lateral (
                  select run_id, priority, due from queue where state = 'ready' and user_id = o.user_id
                   order by priority desc, due limit 4 * $3::bigint) q
-              where o.user_id is not null and not $4
+              where o.user_id is not null
              union all
-             (select run_id, priority, due, 1 from queue where state = 'suspect' and $4 order by due limit 4)),
+             (select run_id, 'suspect', priority, due, 1 from queue where state = 'suspect'
+               order by due limit 4 * $4::bigint)),
            picked as materialized (
              select q.run_id, q.thread_id from candidates c join queue q using (run_id)
                join threads t on t.thread_id = q.thread_id
-              where q.state = case when $4 then 'suspect' else 'ready' end
-              order by c.priority desc, c.turn, c.due limit $3::bigint
+              where q.state = c.state
+              order by c.priority desc, c.turn, c.due limit $3::bigint + $4::bigint
                 for update of q, t skip locked),
            taken as (delete from queue q using picked p where q.run_id = p.run_id),
            fenced as (
@@ -105,7 +147,7 @@ pub async fn claim(
              from granted g join runs r using (run_id)"#,
         instance as InstanceId,
         epoch,
-        limit,
+        ready,
         suspects,
     )
     .fetch_all(db)
@@ -145,32 +187,26 @@ pub async fn due(db: &mut PgConnection, limit: i64) -> Result<DueRuns, StoreErro
 }
 
 /// Makes parked and delayed runs claimable whose due time has come; answers how many.
+///
+/// The head is locked first, as by whoever wakes a run: the other way round the two could wait for each other.
 pub async fn promote_due(db: &mut PgConnection, limit: i64) -> Result<u64, StoreError> {
-    let result = sqlx::query!(
-        "with due as (
-           select q.run_id from queue q join heads h using (run_id)
-            where q.state = 'later' and q.due <= cynai_now() and h.status <> 'pending'
-            order by q.due limit $1 for update of q skip locked),
-         woken as (
-           update heads h set status = 'queued', wake = wake + 1 from due d
-            where h.run_id = d.run_id and h.status = 'parked')
-         update queue q set state = 'ready' from due d where q.run_id = d.run_id",
+    let result = sqlx::query_scalar!(
+        r#"with due as (
+             select q.run_id from queue q join heads h using (run_id)
+              where q.state = 'later' and q.due <= cynai_now() and h.status <> 'pending'
+              order by q.due limit $1 for no key update of h skip locked),
+           moved as (
+             update queue q set state = 'ready' from due d where q.run_id = d.run_id and q.state = 'later'
+             returning q.run_id),
+           woken as (
+             update heads h set status = 'queued', wake = wake + 1 from moved m
+              where h.run_id = m.run_id and h.status = 'parked')
+           select count(*) as "count!" from moved"#,
         limit,
-    )
-    .execute(db)
-    .await?;
-    Ok(result.rows_affected())
-}
-
-/// How long until the next parked run is due, if one is.
-pub async fn next_due(db: &mut PgConnection) -> Result<Option<Duration>, StoreError> {
-    let seconds = sqlx::query_scalar!(
-        r#"select extract(epoch from min(due) - cynai_now())::float8 as "seconds" from queue where state = 'later'"#
     )
     .fetch_one(db)
     .await?;
-    Ok(seconds
-        .map(|seconds| Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX)))
+    Ok(u64::try_from(result).unwrap_or(0))
 }
 
 /// What became of parking.
@@ -257,20 +293,25 @@ pub async fn surrender(db: &mut PgConnection, run: RunId, fence: i64) -> Result<
 
 /// Records that something arrived for a run whose head the caller has locked, and wakes the run if it is parked
 /// and no more activations are outstanding than it sleeps through.
+///
+/// The run's place in the queue is touched only when it is parked: a claim may hold the place of a queued one, and
+/// wait for the head.
 pub async fn wake(db: &mut PgConnection, run: RunId) -> Result<bool, StoreError> {
     let result = sqlx::query!(
-        "with h as (
-           update heads h
-              set wake = wake + 1,
-                  status = case when h.status = 'parked' and (
-                    select count(*) from pending p where p.run_id = h.run_id and not p.settled and p.kind <> 'interrupt')
-                    <= h.wake_below then 'queued' else h.status end
-            where h.run_id = $1
-           returning h.run_id, h.thread_id, h.status)
+        "with known as materialized (
+           select run_id, status = 'parked' and (
+                    select count(*) from pending p
+                     where p.run_id = h.run_id and not p.settled and p.kind not in ('interrupt', 'attempt'))
+                    <= h.wake_below as wakes
+             from heads h where run_id = $1 for no key update),
+         h as (
+           update heads h set wake = wake + 1, status = case when k.wakes then 'queued' else h.status end
+             from known k where h.run_id = k.run_id
+           returning h.run_id, h.thread_id, k.wakes)
          insert into queue (run_id, thread_id, user_id, priority, state, due)
          select h.run_id, h.thread_id, r.user_id, r.priority, 'ready', cynai_now()
-           from h join runs r using (run_id) where h.status = 'queued'
-         on conflict (run_id) do update set state = 'ready', due = excluded.due where queue.state = 'later'",
+           from h join runs r using (run_id) where h.wakes
+         on conflict (run_id) do update set state = 'ready', due = excluded.due",
         run as RunId,
     )
     .execute(db)
@@ -341,6 +382,10 @@ pub async fn send_event(
             settle(db, run, task, payload).await?;
             return Ok(());
         }
+        // The run may be storing just now that it waits for this: told so, it looks once more before it parks.
+        sqlx::query!("update heads set wake = wake + 1 where run_id = $1", run as RunId)
+            .execute(&mut *db)
+            .await?;
     }
     sqlx::query!(
         "insert into events (thread_id, name, payload, created_at) values ($1, $2, $3, cynai_now())",
@@ -351,6 +396,38 @@ pub async fn send_event(
     .execute(db)
     .await?;
     Ok(())
+}
+
+/// Gives a held run the events that came while it stored that it waits for them.
+///
+/// A commit that stores a wait takes the events that it sees; one that is committed after the commit's snapshot
+/// and before its lock is seen by neither side. It has raised `wake`, and so leads here.
+pub async fn deliver(db: &mut PgConnection, run: RunId, fence: i64) -> Result<u64, StoreError> {
+    let result = sqlx::query!(
+        "with h as materialized (
+           select run_id, thread_id from heads
+            where run_id = $1 and fence = $2 and status = 'running' for no key update),
+         w as (
+           select p.thread_id, p.namespace, p.branch, p.seq, p.task_id, p.name,
+                  row_number() over (partition by p.name order by p.namespace, p.seq, p.task_id) as turn
+             from pending p join h using (thread_id, run_id) where p.kind = 'event' and not p.settled),
+         e as (
+           select e.thread_id, e.event_id, e.name, e.payload,
+                  row_number() over (partition by e.name order by e.event_id) as turn
+             from events e join h using (thread_id) where e.name in (select name from w)),
+         gone as (
+           delete from events x using e join w using (name, turn)
+            where x.thread_id = e.thread_id and x.event_id = e.event_id
+           returning w.namespace, w.branch, w.seq, w.task_id, x.payload)
+         update pending p set answer = g.payload, settled = true from gone g, h
+          where p.thread_id = h.thread_id and p.namespace = g.namespace and p.branch = g.branch and p.seq = g.seq
+            and p.task_id = g.task_id and not p.settled",
+        run as RunId,
+        fence,
+    )
+    .execute(db)
+    .await?;
+    Ok(result.rows_affected())
 }
 
 /// How many events of a thread nobody has waited for yet.
@@ -387,21 +464,32 @@ pub async fn recover(db: &mut PgConnection, limit: i64) -> Result<Vec<RunId>, St
     Ok(runs)
 }
 
-/// Which of `runs` this process still holds under the fences it knows.
-pub async fn still_held(
+/// The runs that the tables say a driver's life holds, with their fences.
+pub async fn held_by(
     db: &mut PgConnection,
-    runs: &[(RunId, i64)],
-) -> Result<Vec<RunId>, StoreError> {
-    let held = sqlx::query_scalar!(
-        r#"select h.run_id as "run_id: RunId" from heads h
-             join unnest($1::uuid[], $2::bigint[]) as b (run_id, fence) using (run_id)
-            where h.fence = b.fence and h.status = 'running'"#,
-        &runs.iter().map(|(run, _)| run.0).collect::<Vec<_>>(),
-        &runs.iter().map(|(_, fence)| *fence).collect::<Vec<_>>(),
+    instance: InstanceId,
+    epoch: i64,
+) -> Result<Vec<(RunId, i64)>, StoreError> {
+    let rows = sqlx::query!(
+        r#"select run_id as "run_id: RunId", fence from heads
+            where instance_id = $1 and epoch = $2 and status = 'running'"#,
+        instance as InstanceId,
+        epoch,
     )
     .fetch_all(db)
     .await?;
-    Ok(held)
+    Ok(rows.into_iter().map(|row| (row.run_id, row.fence)).collect())
+}
+
+/// Locks a run's head until the end of the transaction, so that no commit of it comes in between.
+pub async fn lock_head(db: &mut PgConnection, run: RunId) -> Result<(), StoreError> {
+    sqlx::query_scalar!(
+        "select 1 as one from heads where run_id = $1 for no key update",
+        run as RunId
+    )
+    .fetch_optional(db)
+    .await?;
+    Ok(())
 }
 
 /// Begins a new life of a driver installation; its predecessor's runs are free from now on. Answers the epoch.

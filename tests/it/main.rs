@@ -6,10 +6,12 @@
 mod access;
 mod architecture;
 mod assistants;
+mod checkpointer;
 mod cli;
 mod crash_points;
-mod crash_random;
+mod examples;
 mod faults;
+mod crash_random;
 mod gateway;
 mod runs;
 mod scoping;

@@ -194,7 +194,8 @@ impl Activation<'_> {
     /// The answers that people gave to this activation's questions, in the order of asking.
     #[must_use]
     pub fn answers(&self) -> Vec<Value> {
-        let answer = self.previous.and_then(|wait| wait.answer.as_deref());
+        let asked = self.previous.filter(|wait| wait.kind == WaitKind::Interrupt);
+        let answer = asked.and_then(|wait| wait.answer.as_deref());
         match answer.map(serde_json::from_slice) {
             Some(Ok(Value::Array(answers))) => answers,
             _ => Vec::new(),

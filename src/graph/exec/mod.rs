@@ -8,9 +8,13 @@
 //! found by its task id before it could start.
 
 mod activation;
+mod attempt;
 mod control;
 mod namespace;
+mod subgraph;
 mod superstep;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64};
@@ -106,7 +110,7 @@ pub struct Options {
     pub interrupt_after: Stops,
     /// Whether the run goes on where the thread stopped, so that its first superstep is not stopped before.
     pub resumed: bool,
-    /// The most activations of this run under way at once.
+    /// The most activations of one superstep under way at once; 0 is no bound but the nodes' own.
     pub max_parallel: usize,
     /// Supersteps that the run may make; the graph's own limit holds as well.
     pub supersteps: Option<u32>,
@@ -159,13 +163,34 @@ pub struct Waiting {
     pub people: u32,
     /// Whether activations have not started because of `max_parallel`.
     pub held_back: bool,
+    /// How many of the outstanding ones have to come in before anything can go on: all of a superstep, in the
+    /// namespace that has the fewest. 0 when nothing is outstanding.
+    pub step: u32,
 }
 
 impl Waiting {
-    fn add(&mut self, other: &Self) {
-        self.outstanding += other.outstanding;
-        self.people += other.people;
-        self.held_back |= other.held_back;
+    /// Adds what a subgraph waits for.
+    fn add(&mut self, below: &Self) {
+        self.outstanding += below.outstanding;
+        self.people += below.people;
+        self.held_back |= below.held_back;
+        self.step = match (self.step, below.step) {
+            (0, step) | (step, 0) => step,
+            (one, other) => one.min(other),
+        };
+    }
+
+    /// Adds the activations that the superstep itself waits for. It is complete after its subgraphs only, so
+    /// where those have something outstanding, they go on first.
+    fn with_own(mut self, own: u32) -> Self {
+        self.outstanding += own;
+        if self.step == 0 {
+            self.step = own;
+        }
+        if self.held_back {
+            self.step = self.outstanding.min(1);
+        }
+        self
     }
 
     /// Whether only people can let the run go on.
@@ -177,7 +202,7 @@ impl Waiting {
     /// The run wakes when at most so many activations are outstanding.
     #[must_use]
     pub fn wake_below(&self) -> u32 {
-        if self.held_back { self.outstanding.saturating_sub(1) } else { 0 }
+        self.outstanding - self.step.min(self.outstanding)
     }
 }
 

@@ -5,7 +5,7 @@
 //! commit. When every activation that is left waits, what is known is stored and the run leaves memory.
 
 use std::collections::HashMap;
-use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -26,7 +26,9 @@ use super::super::model::{Effect, Graph, Node as NodeSpec, NodeIndex, NodeKind, 
 use super::super::step::{self, Failure, Finished, Planned, Task, interrupt_id};
 use super::super::value::Shared;
 use super::activation::{Activation, Custom, NodeError, Outcome, Question, Wait};
-use super::namespace::{MAX_DEPTH, Namespace};
+use super::attempt::{Attempt, End, before_of, seen_by_node, unknown_outcome_id};
+use super::namespace::Namespace;
+use super::subgraph::Call;
 use super::{ExecError, Exit, Run, Waiting, control};
 
 /// How often `custom` items of an attempt under way are written.
@@ -79,8 +81,15 @@ struct Slot {
     custom: Arc<Custom>,
 }
 
-enum Event {
-    Ended(usize, Result<Outcome, NodeError>),
+impl Slot {
+    /// The `round` of the next row of its wait. Its attempt's own row may have been written in between.
+    fn next_round(&self) -> i32 {
+        self.previous.as_ref().map_or(0, |wait| wait.round).saturating_add(2)
+    }
+}
+
+pub(super) enum Event {
+    Ended(usize, Result<End, CheckpointError>),
     Below(usize, Result<Exit, ExecError>),
     Saved(Result<(), CheckpointError>),
     Tick,
@@ -98,10 +107,14 @@ struct Work<'r> {
     slots: Vec<Slot>,
     running: usize,
     futures: FuturesUnordered<BoxFuture<'r, Event>>,
+    /// Commits under way; never dropped before they are over, since nobody could tell what they wrote.
+    saves: FuturesUnordered<BoxFuture<'r, Result<(), CheckpointError>>>,
     /// Whether any wait of this superstep is stored.
     waits_stored: bool,
+    /// Whether something did not go on because the process is to stop.
+    released: bool,
     stream: Vec<StreamRow>,
-    ticking: bool,
+    tick: Option<Pin<Box<tokio::time::Sleep>>>,
 }
 
 impl Run {
@@ -118,13 +131,20 @@ impl Run {
             work.flush().await?;
             return Ok(StepEnd::Exit(Exit::Failed(failure)));
         }
+        if work.released {
+            work.flush().await?;
+            return Ok(StepEnd::Exit(Exit::Released));
+        }
         let waiting = work.waiting();
         if waiting != Waiting::default() {
             work.flush().await?;
             return Ok(StepEnd::Exit(Exit::Waiting(waiting)));
         }
-        let Work { plan, slots, waits_stored, mut stream, .. } = work;
-        self.complete(ns, plan, slots, waits_stored, &mut stream).await
+        let settles = work.settles();
+        // Nobody else holds the state from here on, so the writes change it in place.
+        let Work { plan, slots, mut stream, state, futures, .. } = work;
+        drop((state, futures));
+        self.complete(ns, plan, slots, settles, &mut stream).await
     }
 
     /// Applies the results and stores the next checkpoint.
@@ -260,6 +280,8 @@ impl<'r> Work<'r> {
         let mut slots = Vec::new();
         let mut waits_stored = false;
         let mut stream = Vec::new();
+        // The first rows of a superstep tell what starts; a superstep that was taken up again has them.
+        let untold = if ns.path.is_empty() { run.cursor.place.load(Ordering::Relaxed) == 0 } else { !ns.begun };
         for task in plan.iter().filter_map(|planned| planned.tasks.as_ref().ok()).flatten() {
             let Restored { writes, wait } = ns.tasks.remove(&task.id).unwrap_or_default();
             waits_stored |= wait.is_some();
@@ -267,7 +289,7 @@ impl<'r> Work<'r> {
             let record = writes.and_then(|bytes| serde_json::from_slice(&bytes).ok());
             let saved = record.is_some();
             let status = record.map_or(Status::Idle, Status::Done);
-            if run.options.stream_tasks && run.streams(&ns.path) && !ns.begun {
+            if run.options.stream_tasks && run.streams(&ns.path) && untold {
                 let start = json!({
                     "id": task.id.to_string(), "name": ns.graph.node(task.node).name,
                     "input": task.item.as_ref().map(|item| item.value.json()), "triggers": [], "interrupts": [],
@@ -296,9 +318,11 @@ impl<'r> Work<'r> {
             slots,
             running: 0,
             futures: FuturesUnordered::new(),
+            saves: FuturesUnordered::new(),
             waits_stored,
+            released: false,
             stream,
-            ticking: false,
+            tick: None,
         }
     }
 
@@ -316,6 +340,7 @@ impl<'r> Work<'r> {
             self.start()?;
             if let Some(failure) = self.fatal() {
                 self.futures.clear();
+                self.finish_saves().await?;
                 return Ok(Some(failure));
             }
             let mut more = false;
@@ -327,16 +352,36 @@ impl<'r> Work<'r> {
                 continue;
             }
             if self.running == 0 {
-                // Saves may still be under way; the superstep's own commit comes after them.
-                while let Some(event) = self.futures.next().await {
-                    self.handle(event)?;
-                }
+                self.finish_saves().await?;
                 return Ok(None);
             }
             self.save_early();
-            if let Some(event) = self.futures.next().await {
-                self.handle(event)?;
+            let event = self.next_event().await;
+            self.handle(event)?;
+        }
+    }
+
+    /// The superstep's own commit comes after those of its parts.
+    async fn finish_saves(&mut self) -> Result<(), ExecError> {
+        while let Some(saved) = self.saves.next().await {
+            saved?;
+        }
+        Ok(())
+    }
+
+    async fn next_event(&mut self) -> Event {
+        let Self { futures, saves, tick, .. } = self;
+        let ticked = async {
+            match tick {
+                Some(tick) => tick.as_mut().await,
+                None => std::future::pending::<()>().await,
             }
+        };
+        tokio::select! {
+            biased;
+            Some(event) = futures.next() => event,
+            Some(saved) = saves.next() => Event::Saved(saved),
+            () = ticked => Event::Tick,
         }
     }
 
@@ -353,6 +398,10 @@ impl<'r> Work<'r> {
 
     /// Starts what may start: within the node's and the run's bounds on what is under way.
     fn start(&mut self) -> Result<(), ExecError> {
+        let most_running = match self.run.options.max_parallel {
+            0 => usize::MAX,
+            most => most,
+        };
         let mut under_way: HashMap<NodeIndex, u32> = HashMap::new();
         for slot in &self.slots {
             if matches!(slot.status, Status::Running | Status::Waiting(_) | Status::Below(_)) {
@@ -363,7 +412,11 @@ impl<'r> Work<'r> {
             if !matches!(self.slots[at].status, Status::Idle) {
                 continue;
             }
-            if self.running >= self.run.options.max_parallel {
+            if self.run.drain.load(Ordering::Relaxed) {
+                self.released = true;
+                break;
+            }
+            if self.running >= most_running {
                 break;
             }
             let node = self.slots[at].task.node;
@@ -413,10 +466,8 @@ impl<'r> Work<'r> {
             self.futures.push(self.run.call(call, task).boxed());
             return Ok(());
         }
-        // The attempt stores its number before it starts; the superstep's commit settles that row.
-        self.waits_stored |= numbers_attempts(node);
-        if self.run.options.stream_custom && !self.ticking {
-            self.tick();
+        if self.run.options.stream_custom && self.tick.is_none() {
+            self.tick = Some(Box::pin(tokio::time::sleep(CUSTOM_EVERY)));
         }
         let attempt = Attempt {
             at,
@@ -430,11 +481,6 @@ impl<'r> Work<'r> {
         };
         self.futures.push(self.run.attempt(attempt, task).boxed());
         Ok(())
-    }
-
-    fn tick(&mut self) {
-        self.ticking = true;
-        self.futures.push(tokio::time::sleep(CUSTOM_EVERY).map(|()| Event::Tick).boxed());
     }
 
     /// The kinds that need no code from outside are run here and now.
@@ -455,12 +501,11 @@ impl<'r> Work<'r> {
             state: &self.state,
             ambient: &self.run.ambient,
         };
-        if let Some(previous) = activation.previous
-            && previous.kind == WaitKind::Interrupt
-            && previous.answer.is_none()
-            && previous.expired
+        if let Some(previous) = activation.previous.filter(|wait| wait.kind == WaitKind::Interrupt)
         {
-            return Some(Err(NodeError::fatal("expired", "nobody answered in time")));
+            if !previous.settled && previous.expired {
+                return Some(Err(NodeError::fatal("expired", "nobody answered in time")));
+            }
         }
         control::run(&activation)
     }
@@ -470,7 +515,13 @@ impl<'r> Work<'r> {
             Event::Ended(at, end) => {
                 self.running -= 1;
                 self.slots[at].status = Status::Idle;
-                self.ended(at, end)
+                match end? {
+                    End::Node(end) => self.ended(at, end)?,
+                    End::Unknown { question, before } => {
+                        self.ask_about_outcome(at, question, &before)
+                    }
+                }
+                Ok(())
             }
             Event::Below(at, exit) => {
                 self.running -= 1;
@@ -479,7 +530,7 @@ impl<'r> Work<'r> {
             }
             Event::Saved(result) => Ok(result?),
             Event::Tick => {
-                self.ticking = false;
+                self.tick = None;
                 if self.run.streams(&self.path) {
                     for slot in &self.slots {
                         let items = slot.custom.take();
@@ -491,7 +542,7 @@ impl<'r> Work<'r> {
                     }
                 }
                 if self.running > 0 {
-                    self.tick();
+                    self.tick = Some(Box::pin(tokio::time::sleep(CUSTOM_EVERY)));
                 }
                 Ok(())
             }
@@ -507,16 +558,18 @@ impl<'r> Work<'r> {
                 let NodeKind::Graph { graph: called, .. } = &node.kind else { return Ok(()) };
                 self.ended(at, Ok(Outcome::output(state.output(called))))
             }
-            Exit::Failed(failure) => self
-                .ended(at, Err(NodeError::Fatal { kind: failure.kind, message: failure.message })),
+            // With `retry`, the next call goes on from the subgraph's last checkpoint.
+            Exit::Failed(failure) => self.ended(
+                at,
+                Err(NodeError::Retryable { kind: failure.kind, message: failure.message }),
+            ),
             Exit::Waiting(waiting) => {
                 self.slots[at].status = Status::Below(waiting);
                 Ok(())
             }
-            // A drain: the run leaves memory as if it waited, and is released by the driver.
             Exit::Released | Exit::Stopped => {
-                self.slots[at].status =
-                    Status::Below(Waiting { outstanding: 1, people: 0, held_back: false });
+                self.slots[at].status = Status::Below(Waiting::default());
+                self.released = true;
                 Ok(())
             }
         }
@@ -619,23 +672,49 @@ impl<'r> Work<'r> {
             due: wait.due,
             name: wait.name,
             data: wait.data.map(|data| data.to_string().into_bytes()),
-            settled: false,
+            answer: None,
+            round: slot.next_round(),
         });
     }
 
+    /// Asks a person. Answers that the activation has got before stay with it.
     fn ask(&mut self, at: usize, node: &NodeSpec, question: Question) {
-        let slot = &mut self.slots[at];
-        let ordinal = answers_of(slot.previous.as_ref());
-        let id = interrupt_id(slot.task.id, ordinal);
-        let data = json!({ "id": id, "value": question.value, "response_schema": question.schema });
-        let wait = Wait {
-            kind: WaitKind::Interrupt,
-            due: question.expires.map(Due::After),
-            name: None,
-            data: Some(data),
-            stored: false,
-        };
-        self.wait(at, node, wait);
+        let slot = &self.slots[at];
+        let seen =
+            seen_by_node(slot.previous.as_ref()).filter(|wait| wait.kind == WaitKind::Interrupt);
+        let answers = seen.and_then(|wait| wait.answer);
+        let data = json!({
+            "id": interrupt_id(slot.task.id, count(answers.as_deref())),
+            "value": question.value,
+            "response_schema": question.schema,
+        });
+        self.put_question(at, node, data, question.expires);
+        if let Some(wait) = &mut self.slots[at].wait {
+            wait.answer = answers;
+        }
+    }
+
+    /// Asks a person what became of an attempt that nobody knows the outcome of.
+    fn ask_about_outcome(&mut self, at: usize, question: Question, before: &Value) {
+        let graph = Arc::clone(&self.graph);
+        let slot = &self.slots[at];
+        let node = graph.node(slot.task.node);
+        let data = json!({
+            "id": unknown_outcome_id(slot.task.id, slot.attempt),
+            "value": question.value,
+            "response_schema": question.schema,
+            "unknown_outcome": { "before": before },
+        });
+        self.put_question(at, node, data, question.expires);
+    }
+
+    fn put_question(&mut self, at: usize, node: &NodeSpec, data: Value, expires: Option<Duration>) {
+        let due = expires.map(Due::After);
+        self.wait(
+            at,
+            node,
+            Wait { kind: WaitKind::Interrupt, due, name: None, data: Some(data), stored: false },
+        );
     }
 
     /// An attempt failed: another one after a pause, the node's handler, or the end of the run.
@@ -677,23 +756,30 @@ impl<'r> Work<'r> {
         kind: &str,
         message: &str,
     ) {
-        self.slots[at].attempt = attempt;
+        let slot = &mut self.slots[at];
+        slot.attempt = attempt;
+        let mut data = json!({ "kind": kind, "message": message });
+        // What the node had waited for is there for the next attempt as well.
+        if let Some(before) = before_of(slot.previous.as_ref()) {
+            data["before"] = before;
+        }
         let wait = Wait {
             kind: WaitKind::Retry,
             due: Some(Due::After(after)),
             name: None,
-            data: Some(json!({ "kind": kind, "message": message })),
+            data: Some(data),
             stored: false,
         };
         self.wait(at, node, wait);
     }
 
-    /// Stores results while other activations still run.
+    /// Stores results while other activations still run; one commit at a time, and the next takes what gathered.
     fn save_early(&mut self) {
+        if !self.saves.is_empty() {
+            return;
+        }
         if let Some(commit) = self.unsaved() {
-            let run = self.run;
-            self.futures
-                .push(async move { Event::Saved(run.checkpointer.commit(commit).await) }.boxed());
+            self.saves.push(self.run.checkpointer.commit(commit));
         }
     }
 
@@ -708,6 +794,7 @@ impl<'r> Work<'r> {
     fn unsaved(&mut self) -> Option<Commit> {
         let mut writes = Vec::new();
         let mut waits = Vec::new();
+        let mut rows = Vec::new();
         for slot in &mut self.slots {
             if let Some(wait) = slot.wait.take() {
                 self.waits_stored = true;
@@ -723,17 +810,9 @@ impl<'r> Work<'r> {
             }
             slot.saved = true;
             writes.push((slot.task.id, serde_json::to_vec(record).unwrap_or_default()));
+            self.run.stream_end(&self.graph, &self.path, slot, record, &mut rows);
         }
-        for at in 0..self.slots.len() {
-            let slot = &self.slots[at];
-            if let (Status::Done(record), true) =
-                (&slot.status, writes.iter().any(|(task, _)| *task == slot.task.id))
-            {
-                let mut rows = Vec::new();
-                self.run.stream_end(&self.graph, &self.path, slot, record, &mut rows);
-                self.stream.append(&mut rows);
-            }
-        }
+        self.stream.append(&mut rows);
         if writes.is_empty() && waits.is_empty() && self.stream.is_empty() {
             return None;
         }
@@ -748,31 +827,39 @@ impl<'r> Work<'r> {
         })
     }
 
+    /// Whether rows of waits may exist, here or in subgraphs below, that the next checkpoint has to settle.
+    fn settles(&self) -> bool {
+        let keeps_rows = |slot: &Slot| {
+            let node = self.graph.node(slot.task.node);
+            match node.kind {
+                NodeKind::Use { .. } => node.effect != Effect::Pure,
+                NodeKind::Job(_) | NodeKind::Graph { .. } => true,
+                NodeKind::Set | NodeKind::Interrupt(_) | NodeKind::Wait(_) => false,
+            }
+        };
+        self.waits_stored || self.slots.iter().any(keeps_rows)
+    }
+
     fn waiting(&self) -> Waiting {
+        let mut own = 0;
         let mut all = Waiting::default();
         for slot in &self.slots {
             match &slot.status {
                 Status::Waiting(WaitKind::Interrupt) => all.people += 1,
-                Status::Waiting(_) => all.outstanding += 1,
+                Status::Waiting(_) => own += 1,
                 Status::Below(below) => all.add(below),
                 Status::Idle | Status::Running => all.held_back = true,
                 Status::Done(_) => {}
             }
         }
-        all
+        all.with_own(own)
     }
 }
 
-fn answers_of(previous: Option<&StoredWait>) -> u32 {
-    let answers = previous
-        .and_then(|wait| wait.answer.as_deref())
-        .and_then(|bytes| serde_json::from_slice::<Vec<serde::de::IgnoredAny>>(bytes).ok());
+fn count(answers: Option<&[u8]>) -> u32 {
+    let answers =
+        answers.and_then(|bytes| serde_json::from_slice::<Vec<serde::de::IgnoredAny>>(bytes).ok());
     answers.map_or(0, |answers| u32::try_from(answers.len()).unwrap_or(u32::MAX))
-}
-
-/// Whether an attempt's number is made durable before the attempt starts.
-fn numbers_attempts(node: &NodeSpec) -> bool {
-    matches!(node.kind, NodeKind::Use { .. }) && node.effect != Effect::Pure
 }
 
 /// Whether a stored wait is not over. A job's node is always asked: it knows whether the job was sent.
@@ -800,248 +887,4 @@ fn backoff(retry: &Retry, attempt: u32, seed: u128) -> Duration {
     ));
     let part = f64::from(u16::try_from(draw.as_u128() >> 112).unwrap_or(0)) / f64::from(u16::MAX);
     full.mul_f64(0.5 + part / 2.0)
-}
-
-/// An attempt to run, with all that it borrows nothing of.
-struct Attempt {
-    at: usize,
-    graph: Arc<Graph>,
-    state: Arc<State>,
-    path: String,
-    planned: step::Position,
-    attempt: u32,
-    previous: Option<StoredWait>,
-    custom: Arc<Custom>,
-}
-
-/// A subgraph to call.
-struct Call {
-    at: usize,
-    graph: Arc<Graph>,
-    state: Arc<State>,
-    path: String,
-    planned: step::Position,
-    begun: bool,
-}
-
-impl Run {
-    async fn attempt(&self, call: Attempt, task: Task) -> Event {
-        let node = call.graph.node(task.node);
-        let activation = Activation {
-            run_id: self.run_id,
-            thread_id: self.thread_id,
-            fence: self.fence,
-            namespace: &call.path,
-            planned: call.planned,
-            task: &task,
-            attempt: call.attempt,
-            node,
-            previous: call.previous.as_ref(),
-            custom: &call.custom,
-            graph: &call.graph,
-            state: &call.state,
-            ambient: &self.ambient,
-        };
-        let work = AssertUnwindSafe(self.run_node(&activation)).catch_unwind();
-        let end = match node.timeout.filter(|_| !matches!(node.kind, NodeKind::Job(_))) {
-            Some(timeout) => match tokio::time::timeout(timeout, work).await {
-                Ok(end) => end,
-                Err(_) => Ok(Err(NodeError::retryable(
-                    "timeout",
-                    format!("the attempt took longer than {}", humantime::format_duration(timeout)),
-                ))),
-            },
-            None => work.await,
-        };
-        let end = end.unwrap_or_else(|panic| {
-            let what = panic
-                .downcast_ref::<&str>()
-                .map(|text| (*text).to_owned())
-                .or_else(|| panic.downcast_ref::<String>().cloned())
-                .unwrap_or_else(|| "no message".to_owned());
-            Err(NodeError::fatal("panic", format!("the node's code panicked: {what}")))
-        });
-        Event::Ended(call.at, end)
-    }
-
-    async fn run_node(&self, activation: &Activation<'_>) -> Result<Outcome, NodeError> {
-        let spec = activation.node;
-        let Some(node) = self.nodes.find(spec) else {
-            return Err(NodeError::fatal(
-                "not_registered",
-                format!("this server has no code for node `{}`", spec.name),
-            ));
-        };
-        if numbers_attempts(spec) {
-            if let Some(end) = self.begin_attempt(activation, spec).await? {
-                return Ok(end);
-            }
-        }
-        node.run(activation).await
-    }
-
-    /// Makes the attempt's number durable before it starts. After a crash in an effectful attempt nobody
-    /// knows what happened: a person decides.
-    async fn begin_attempt(
-        &self,
-        activation: &Activation<'_>,
-        spec: &NodeSpec,
-    ) -> Result<Option<Outcome>, NodeError> {
-        let unknown =
-            activation.previous.filter(|wait| !wait.settled && wait.kind == WaitKind::Attempt);
-        if unknown.is_some() && spec.effect == Effect::Effectful {
-            return Ok(Some(Outcome::Ask(unknown_outcome(&spec.name, activation.attempt))));
-        }
-        if let Some(decision) = decided(activation.previous) {
-            match decision.get("action").and_then(Value::as_str) {
-                Some("done") => {
-                    return Ok(Some(Outcome::output(
-                        decision.get("output").cloned().unwrap_or(Value::Null),
-                    )));
-                }
-                Some("retry") => {}
-                _ => {
-                    return Err(NodeError::fatal(
-                        "given_up",
-                        "a person gave the attempt up, whose outcome was unknown",
-                    ));
-                }
-            }
-        }
-        if unknown.is_none() {
-            let row = WaitRow {
-                task: activation.task.id,
-                node: spec.name.clone(),
-                kind: WaitKind::Attempt,
-                attempt: activation.attempt,
-                due: None,
-                name: None,
-                data: None,
-                settled: false,
-            };
-            let commit = Commit {
-                namespace: activation.namespace.to_owned(),
-                planned: activation.planned,
-                checkpoint: None,
-                writes: Vec::new(),
-                waits: vec![row],
-                settles: false,
-                stream: Vec::new(),
-            };
-            self.checkpointer.commit(commit).await.map_err(|err| match err {
-                CheckpointError::Fenced => NodeError::Fenced,
-                CheckpointError::Storage(_) => NodeError::retryable("storage", super::chain(&err)),
-            })?;
-        }
-        Ok(None)
-    }
-
-    async fn call(&self, call: Call, task: Task) -> Event {
-        let at = call.at;
-        Event::Below(at, self.call_subgraph(call, &task).await)
-    }
-
-    async fn call_subgraph(&self, call: Call, task: &Task) -> Result<Exit, ExecError> {
-        let node = call.graph.node(task.node);
-        let NodeKind::Graph { graph: called, input } = &node.kind else {
-            return Ok(Exit::Failed(Failure {
-                kind: "internal".to_owned(),
-                message: "not a subgraph".to_owned(),
-                attempts: 1,
-            }));
-        };
-        let path = if call.path.is_empty() {
-            format!("{}:{}", node.name, task.id)
-        } else {
-            format!("{}|{}:{}", call.path, node.name, task.id)
-        };
-        if path.matches('|').count() >= MAX_DEPTH {
-            let message = format!("subgraphs call each other more than {MAX_DEPTH} deep");
-            return Ok(Exit::Failed(Failure { kind: "too_deep".to_owned(), message, attempts: 1 }));
-        }
-        let state = match self.subgraph_input(&call, task, called, input) {
-            Ok(state) => state,
-            Err(failure) => return Ok(Exit::Failed(failure)),
-        };
-        match self
-            .open_subgraph(path, called, call.planned.branch, call.planned, state, call.begun)
-            .await?
-        {
-            Ok(mut ns) => self.drive(&mut ns).await,
-            Err(failure) => Ok(Exit::Failed(failure)),
-        }
-    }
-
-    fn subgraph_input(
-        &self,
-        call: &Call,
-        task: &Task,
-        called: &Arc<Graph>,
-        input: &[(String, super::super::expr::Template)],
-    ) -> Result<State, Failure> {
-        let custom = Custom::default();
-        let activation = Activation {
-            run_id: self.run_id,
-            thread_id: self.thread_id,
-            fence: self.fence,
-            namespace: &call.path,
-            planned: call.planned,
-            task,
-            attempt: 1,
-            node: call.graph.node(task.node),
-            previous: None,
-            custom: &custom,
-            graph: &call.graph,
-            state: &call.state,
-            ambient: &self.ambient,
-        };
-        let fail =
-            |kind: &str, message: String| Failure { kind: kind.to_owned(), message, attempts: 1 };
-        let mut state = State::initial(called);
-        let mut writes = Vec::with_capacity(input.len());
-        for (name, template) in input {
-            let value =
-                activation.eval(template).map_err(|err| fail("expression", err.to_string()))?;
-            let channel = called.find_channel(name).ok_or_else(|| {
-                fail("unknown_channel", format!("graph `{}` has no channel `{name}`", called.name))
-            })?;
-            writes.push(
-                Write::new(called, channel, value)
-                    .map_err(|err| fail("invalid_input", err.to_string()))?,
-            );
-        }
-        state.apply(called, writes).map_err(|err| fail("invalid_input", err.to_string()))?;
-        Ok(state)
-    }
-}
-
-/// The question after an attempt whose outcome nobody knows.
-fn unknown_outcome(node: &str, attempt: u32) -> Question {
-    Question {
-        value: json!({
-            "reason": "unknown_outcome",
-            "node": node,
-            "attempt": attempt,
-            "message": format!(
-                "The process died while `{node}` was acting on the world, and nothing tells whether it did. \
-                 Answer {{\"action\": \"retry\"}}, {{\"action\": \"done\", \"output\": ..}} or {{\"action\": \"fail\"}}."
-            ),
-        }),
-        schema: Some(json!({
-            "type": "object",
-            "properties": { "action": { "enum": ["retry", "done", "fail"] }, "output": {} },
-            "required": ["action"],
-        })),
-        expires: None,
-    }
-}
-
-fn decided(previous: Option<&StoredWait>) -> Option<Value> {
-    let previous = previous.filter(|wait| wait.kind == WaitKind::Interrupt)?;
-    let data: Value = serde_json::from_slice(previous.data.as_deref()?).ok()?;
-    if data.pointer("/value/reason")? != "unknown_outcome" {
-        return None;
-    }
-    let answers: Vec<Value> = serde_json::from_slice(previous.answer.as_deref()?).ok()?;
-    answers.into_iter().next_back()
 }

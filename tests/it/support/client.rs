@@ -43,7 +43,8 @@ impl Client {
 
     /// One call.
     pub(crate) async fn call(&self, method: Method, path: &str, body: Option<&Value>) -> Called {
-        let mut request = self.http.request(method, format!("{}{path}", self.base)).bearer_auth(&self.token);
+        let mut request =
+            self.http.request(method, format!("{}{path}", self.base)).bearer_auth(&self.token);
         if let Some(body) = body {
             request = request.json(body);
         }

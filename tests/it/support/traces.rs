@@ -44,12 +44,15 @@ pub(crate) struct Committed {
 /// Every line of the file.
 pub(crate) fn read(path: &Path) -> Vec<Trace> {
     let text = std::fs::read_to_string(path).unwrap_or_default();
-    text.lines().map(|line| parse(line).unwrap_or_else(|| panic!("a torn line: {line:?}"))).collect()
+    text.lines()
+        .map(|line| parse(line).unwrap_or_else(|| panic!("a torn line: {line:?}")))
+        .collect()
 }
 
 fn parse(line: &str) -> Option<Trace> {
     let parts: Vec<&str> = line.split('|').collect();
-    let [thread, namespace, branch, seq, task, attempt, node, label, event] = parts.try_into().ok()?;
+    let [thread, namespace, branch, seq, task, attempt, node, label, event] =
+        parts.try_into().ok()?;
     Some(Trace {
         thread: thread.to_owned(),
         namespace: namespace.to_owned(),
@@ -78,18 +81,24 @@ impl Committed {
         })
         .await;
         let mut found = Self { lines: read(traces).len(), ..Self::default() };
-        let rows = sqlx::query("select task_id::text from writes").fetch_all(&mut *db).await.unwrap();
+        let rows =
+            sqlx::query("select task_id::text from writes").fetch_all(&mut *db).await.unwrap();
         found.done = rows.iter().map(|row| row.get(0)).collect();
-        let rows = sqlx::query("select thread_id::text, namespace, branch, seq from checkpoints where source = 1")
-            .fetch_all(&mut *db)
-            .await
-            .unwrap();
+        let rows = sqlx::query(
+            "select thread_id::text, namespace, branch, seq from checkpoints where source = 1",
+        )
+        .fetch_all(&mut *db)
+        .await
+        .unwrap();
         for row in rows {
             let namespace: String = row.get(1);
             let seq: i64 = row.get(3);
             found.complete.insert((row.get(0), namespace.replace('|', "/"), row.get(2), seq - 1));
         }
-        let rows = sqlx::query("select task_id::text, attempt from pending").fetch_all(&mut *db).await.unwrap();
+        let rows = sqlx::query("select task_id::text, attempt from pending")
+            .fetch_all(&mut *db)
+            .await
+            .unwrap();
         found.attempts = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
         found.jobs = jobs_of_completed(db).await;
         found
@@ -103,11 +112,20 @@ impl Committed {
         }
         let all = read(traces);
         for line in &all[self.lines..] {
-            assert!(!self.done.contains(&line.task), "its result was committed, and it ran again: {line:?}");
+            assert!(
+                !self.done.contains(&line.task),
+                "its result was committed, and it ran again: {line:?}"
+            );
             let place = (line.thread.clone(), line.namespace.clone(), line.branch, line.seq);
-            assert!(!self.complete.contains(&place), "its superstep was committed, and it ran again: {line:?}");
+            assert!(
+                !self.complete.contains(&place),
+                "its superstep was committed, and it ran again: {line:?}"
+            );
             let next = self.attempts.get(&line.task).copied().unwrap_or(0);
-            assert!(line.attempt >= next, "attempt {next} was recorded as the next one, and an earlier one ran: {line:?}");
+            assert!(
+                line.attempt >= next,
+                "attempt {next} was recorded as the next one, and an earlier one ran: {line:?}"
+            );
         }
     }
 }
