@@ -249,11 +249,6 @@ async fn a_server_frozen_while_it_ends_a_run_neither_ends_it_nor_blocks_others(p
 }
 
 #[sqlx::test]
-async fn a_server_frozen_while_it_claims_runs_neither_keeps_nor_moves_them(pool: PgPool) {
-    check_frozen_inside(&pool, "claim").await;
-}
-
-#[sqlx::test]
 async fn of_two_servers_each_does_at_least_a_quarter_of_a_thousand_runs(pool: PgPool) {
     let site = shared(&pool, &[]);
     let first = site.start(&Start::default()).await;
