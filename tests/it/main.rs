@@ -10,6 +10,7 @@ mod checkpointer;
 mod cli;
 mod crash_points;
 mod gateway;
+mod races;
 mod runs;
 mod scoping;
 mod support;
