@@ -4,6 +4,8 @@
 //! row and not the clock.
 
 mod commits;
+mod drivers;
+mod threads;
 mod waits;
 
 use std::collections::BTreeMap;
