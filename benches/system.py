@@ -86,8 +86,8 @@ class Server:
         with socket.socket() as probe:
             probe.bind((HOST, 0))
             self.port = probe.getsockname()[1]
+        self.arguments: list[str] = []  # more of them, for whoever profiles
         self.process: subprocess.Popen | None = None
-        self.cpu_of_the_dead = 0.0
 
     def start(self) -> float:
         """Starts the server; returns when its line says that it is ready, with that instant."""
@@ -95,6 +95,7 @@ class Server:
         command += ["--graphs", str(self.graphs), "--no-local-worker", "--log", "warn"]
         if self.beside:
             command += ["--database-url", self.beside.database_url()]
+        command += self.arguments
         kept = ("PATH", "HOME", "LANG", "CYNAI_PG_BIN")
         environment = {name: os.environ[name] for name in kept if name in os.environ}
         with self.log.open("ab") as log:

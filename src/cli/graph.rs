@@ -15,6 +15,12 @@ use crate::graph::schema::json_schema_text;
 
 /// Check, draw and describe graph files.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  cynai graph check graphs
+  cynai graph show graphs/triage.yaml
+  cynai graph schema > graph.schema.json
+
+Nothing of this needs a server.")]
 pub(super) struct GraphArgs {
     #[command(subcommand)]
     command: GraphCommand,
@@ -22,11 +28,13 @@ pub(super) struct GraphArgs {
 
 #[derive(Debug, Subcommand)]
 enum GraphCommand {
-    /// Look for mistakes: every one, with its place and what to do about it. Exit code 1 when there is an error.
+    /// Look for mistakes. Example: cynai graph check graphs --deny-warnings
+    ///
+    /// Prints every one in all files, with its place and what to do about it. Exit code 1 when there is an error.
     Check(CheckArgs),
-    /// Draw a graph.
+    /// Draw a graph. Example: cynai graph show triage.yaml --format svg --output triage.svg
     Show(ShowArgs),
-    /// Print the JSON Schema of the format, for editors.
+    /// Print the JSON Schema of the format, for editors. Example: cynai graph schema > graph.schema.json
     Schema,
 }
 

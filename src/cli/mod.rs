@@ -22,7 +22,15 @@ use clap::{Parser, Subcommand};
 
 /// Runs work as checkpointed state graphs stored in PostgreSQL.
 #[derive(Debug, Parser)]
-#[command(name = "cynai", version, propagate_version = true)]
+#[command(
+    name = "cynai",
+    version,
+    propagate_version = true,
+    after_help = "Examples:
+  cynai serve --graphs examples
+  cynai run hello --input '{\"name\": \"you\"}'
+  cynai threads list --status interrupted"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

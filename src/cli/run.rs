@@ -18,6 +18,7 @@ use super::show;
   cynai run triage --input '{\"files\": [\"a.log\"]}'
   cynai run triage --input @input.json --json
   cynai run triage --thread 0193… --answer true     answers what the thread waits for
+  cynai run triage --thread 0193… --checkpoint 00…  goes on from an earlier state, on a branch of its own
 
 The run goes on when this command is interrupted: `cynai runs list` finds it again.")]
 pub(super) struct RunArgs {
@@ -31,6 +32,10 @@ pub(super) struct RunArgs {
     /// Run on this thread instead of a new one.
     #[arg(long, value_name = "ID")]
     thread: Option<uuid::Uuid>,
+
+    /// Go on from this checkpoint of the thread (`cynai threads history`), on a new branch.
+    #[arg(long, value_name = "ID", requires = "thread")]
+    checkpoint: Option<String>,
 
     /// An answer to what the run asks, as JSON; several are used in turn.
     #[arg(long = "answer", value_name = "JSON|@FILE")]
@@ -59,6 +64,9 @@ pub(super) async fn run(args: RunArgs) -> anyhow::Result<()> {
         None => new_thread(&client).await?,
     };
     let mut body = match (args.thread, input) {
+        (_, input) if args.checkpoint.is_some() => {
+            json!({"assistant_id": args.graph, "input": input, "checkpoint_id": args.checkpoint})
+        }
         (Some(_), None) if !answers.is_empty() => resume(&args.graph, answers.pop_front()),
         (_, input) => {
             json!({"assistant_id": args.graph, "input": input.unwrap_or_else(|| json!({}))})

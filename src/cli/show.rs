@@ -1,24 +1,23 @@
 //! How results are printed: tables for people, JSON for programs.
 
+use std::io::Write;
+
 use comfy_table::{ContentArrangement, Table, presets};
 use serde_json::Value;
 
 /// Prints one JSON value on a line.
-#[expect(clippy::print_stdout, reason = "printing is what this is for")]
 pub(super) fn json_line(value: &Value) {
-    println!("{value}");
+    line(value);
 }
 
 /// Prints a JSON value for a person to read.
-#[expect(clippy::print_stdout, reason = "printing is what this is for")]
 pub(super) fn pretty(value: &Value) {
-    println!("{value:#}");
+    line(format_args!("{value:#}"));
 }
 
-/// Prints a line.
-#[expect(clippy::print_stdout, reason = "printing is what this is for")]
+/// Prints a line. A reader that has gone away, as `head` does, is no failure: what is left is not printed.
 pub(super) fn line(text: impl std::fmt::Display) {
-    println!("{text}");
+    let _ = writeln!(std::io::stdout().lock(), "{text}");
 }
 
 /// Says something beside the result.

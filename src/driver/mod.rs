@@ -27,7 +27,7 @@ use crate::graph::exec::NodeSource;
 use crate::ids::{InstanceId, RunId};
 use crate::store::commit::Committer;
 use crate::store::graphs::Graphs;
-use crate::store::queue::{self, Grant};
+use crate::store::queue::{self, Claim, Grant};
 use crate::store::signals::Signals;
 use crate::store::{StoreError, crash};
 
@@ -319,15 +319,17 @@ impl Driver {
         if Instant::now() >= rounds.due {
             // Set first: an error is not repeated in a hot loop.
             rounds.due = Instant::now() + POLL;
-            rounds.claim = true;
-            self.promote_due().await?;
-            if self.claim_suspect(epoch, runs, suspects).await? {
-                rounds.due = Instant::now();
-            } else {
-                let mut db = self.shared.pool.acquire().await?;
-                let due = queue::next_due(&mut db).await?.unwrap_or(POLL);
-                rounds.due = Instant::now() + due.clamp(Duration::from_millis(1), POLL);
+            let mut db = self.shared.pool.acquire().await?;
+            let queued = queue::look(&mut db).await?;
+            drop(db);
+            rounds.claim |= queued.ready;
+            if queued.due == Some(Duration::ZERO) {
+                self.promote_due().await?;
+                rounds.claim = true;
             }
+            let again = queued.suspect && self.claim_suspect(epoch, runs, suspects).await?;
+            let due = if again { Duration::ZERO } else { queued.due.unwrap_or(POLL) };
+            rounds.due = Instant::now() + due.clamp(Duration::from_millis(1), POLL);
         }
         if rounds.claim { self.claim_ready(epoch, runs).await } else { Ok(false) }
     }
@@ -459,7 +461,7 @@ impl Driver {
             return Ok(false);
         }
         let mut db = self.shared.pool.acquire().await?;
-        let Some(grant) = self.claim(&mut db, epoch, 1, true).await?.pop() else {
+        let Some(grant) = self.claim(&mut db, epoch, Claim::Suspect).await?.pop() else {
             return Ok(false);
         };
         self.start(runs, grant, Some(permit));
@@ -477,7 +479,7 @@ impl Driver {
             return Ok(false);
         }
         let mut db = self.shared.pool.acquire().await?;
-        let grants = self.claim(&mut db, epoch, room.min(CLAIM), false).await?;
+        let grants = self.claim(&mut db, epoch, Claim::Ready(room.min(CLAIM))).await?;
         let more = !grants.is_empty();
         for grant in grants {
             self.start(runs, grant, None);
@@ -489,18 +491,10 @@ impl Driver {
         &self,
         db: &mut sqlx::PgConnection,
         epoch: i64,
-        limit: i64,
-        suspects: bool,
+        claim: Claim,
     ) -> Result<Vec<Grant>, StoreError> {
-        let mut tx = db.begin().await?;
-        let grants =
-            queue::claim(&mut tx, self.shared.config.instance, epoch, limit, suspects).await?;
-        if grants.is_empty() {
-            tx.rollback().await?;
-        } else {
-            crash::commit(tx, "claim").await?;
-        }
-        Ok(grants)
+        let claiming = queue::claim(db, self.shared.config.instance, epoch, claim);
+        crash::around("claim", claiming).await
     }
 
     fn start(

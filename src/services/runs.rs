@@ -222,7 +222,7 @@ impl Services {
         actor: &Actor,
         key: RunKey,
     ) -> Result<Box<RawValue>, ServiceError> {
-        let mut moved = self.hub().subscribe(key.run);
+        let mut run = self.hub().subscribe(key.run);
         loop {
             let row = self.run_row(actor, key).await?;
             if row.ended_at.is_some() {
@@ -230,7 +230,7 @@ impl Services {
                 let text = String::from_utf8(result).map_err(ServiceError::internal)?;
                 return RawValue::from_string(text).map_err(ServiceError::internal);
             }
-            moved.moved(POLL).await;
+            run.ended(POLL).await;
         }
     }
 

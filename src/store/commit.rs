@@ -231,29 +231,36 @@ impl Inner {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Leads a batch when a slot is free, else waits for a leader to take this request along.
+    /// Has the request written: by this call when it is alone, else together with what others have ready.
     async fn offer(self: &Arc<Self>, request: Request) -> Verdict {
-        let receiver = {
+        let (sender, receiver) = oneshot::channel();
+        let slot = {
             let mut state = self.lock();
-            if state.leading < SLOTS && state.waiting.is_empty() {
-                state.leading += 1;
-                None
-            } else {
-                let (sender, receiver) = oneshot::channel();
-                state.waiting.push_back((request.clone(), sender));
-                Some(receiver)
-            }
+            state.waiting.push_back((request, sender));
+            let free = state.leading < SLOTS;
+            state.leading += usize::from(free);
+            free
         };
-        match receiver {
-            // A leader that was dropped with its run may have written: so its followers look.
-            Some(receiver) => receiver.await.unwrap_or(Verdict::Unsure),
-            None => {
-                let leading = Leading { inner: Arc::clone(self), given_up: false };
+        if slot {
+            let leading = Leading { inner: Arc::clone(self), given_up: false };
+            // Who is ready at this moment comes along: one sync of the disk serves all of them.
+            tokio::task::yield_now().await;
+            if let Some((request, sender)) = self.only_one() {
                 let verdicts = self.write(std::slice::from_ref(&request)).await;
-                drop(leading);
-                verdicts.into_iter().next().unwrap_or(Verdict::Unsure)
+                // It may be another run's request, when a leader took this one's meanwhile.
+                let _ = sender.send(verdicts.into_iter().next().unwrap_or(Verdict::Unsure));
             }
+            // Leaves what is waiting now to a task of its own: no run's end takes others' commits with it.
+            drop(leading);
         }
+        // A leader that was dropped with its run may have written: so who waited for it looks.
+        receiver.await.unwrap_or(Verdict::Unsure)
+    }
+
+    /// The only request that waits, if just one does.
+    fn only_one(&self) -> Option<(Request, oneshot::Sender<Verdict>)> {
+        let mut state = self.lock();
+        if state.waiting.len() == 1 { state.waiting.pop_front() } else { None }
     }
 
     /// Writes what is waiting, until nothing is.
@@ -276,6 +283,8 @@ impl Inner {
                 // Nobody listens when the run was dropped meanwhile.
                 let _ = sender.send(verdict);
             }
+            // The runs that go on at once have their next commits ready before the next batch is made.
+            tokio::task::yield_now().await;
         }
     }
 

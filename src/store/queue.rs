@@ -53,15 +53,56 @@ pub struct Grant {
     pub started_at: Option<DateTime<Utc>>,
 }
 
-/// Claims up to `limit` runs: by priority, then in turn between owners, then by age. With `suspects`, claims one
-/// run that a process died with instead.
+/// What a driver finds when it looks at the queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Queued {
+    /// Whether runs can be claimed.
+    pub ready: bool,
+    /// Whether runs wait that a process died with.
+    pub suspect: bool,
+    /// How long until the next run is due that waits for a time; zero when one is.
+    pub due: Option<Duration>,
+}
+
+/// Looks whether there is something to do: three probes of small indexes, so that an idle look costs nearly nothing.
+pub async fn look(db: &mut PgConnection) -> Result<Queued, StoreError> {
+    let row = sqlx::query!(
+        r#"select exists (select from queue where state = 'ready') as "ready!",
+                  exists (select from queue where state = 'suspect') as "suspect!",
+                  extract(epoch from (select due from queue where state = 'later' order by due limit 1)
+                                     - cynai_now())::float8 as seconds"#
+    )
+    .fetch_one(db)
+    .await?;
+    let due = row
+        .seconds
+        .map(|seconds| Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX));
+    Ok(Queued { ready: row.ready, suspect: row.suspect, due })
+}
+
+/// How many runs a claim may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Claim {
+    /// Ready ones: by priority, then in turn between owners, then by age.
+    Ready(i64),
+    /// The oldest one that a process died with.
+    Suspect,
+}
+
+/// Claims runs: each gets a new fence, and its row in the queue goes.
+///
+/// Both kinds are one statement with two limits, so that one plan serves all calls: made anew for each, it would
+/// cost several times what the statement does.
 pub async fn claim(
     db: &mut PgConnection,
     instance: InstanceId,
     epoch: i64,
-    limit: i64,
-    suspects: bool,
+    claim: Claim,
 ) -> Result<Vec<Grant>, StoreError> {
+    let (ready, suspects) = match claim {
+        Claim::Ready(limit) => (limit, 0),
+        Claim::Suspect => (0, 1),
+    };
     let rows = sqlx::query_as!(
         Grant,
         r#"with recursive owners as (
@@ -71,19 +112,20 @@ pub async fn claim(
                       order by q.user_id limit 1)
                from owners o where o.user_id is not null),
            candidates as (
-             select q.run_id, q.priority, q.due,
+             select q.run_id, 'ready' as state, q.priority, q.due,
                     row_number() over (partition by o.user_id order by q.priority desc, q.due) as turn
                from owners o cross join lateral (
                  select run_id, priority, due from queue where state = 'ready' and user_id = o.user_id
                   order by priority desc, due limit 4 * $3::bigint) q
-              where o.user_id is not null and not $4
+              where o.user_id is not null
              union all
-             (select run_id, priority, due, 1 from queue where state = 'suspect' and $4 order by due limit 4)),
+             (select run_id, 'suspect', priority, due, 1 from queue where state = 'suspect'
+               order by due limit 4 * $4::bigint)),
            picked as materialized (
              select q.run_id, q.thread_id from candidates c join queue q using (run_id)
                join threads t on t.thread_id = q.thread_id
-              where q.state = case when $4 then 'suspect' else 'ready' end
-              order by c.priority desc, c.turn, c.due limit $3::bigint
+              where q.state = c.state
+              order by c.priority desc, c.turn, c.due limit $3::bigint + $4::bigint
                 for update of q, t skip locked),
            taken as (delete from queue q using picked p where q.run_id = p.run_id),
            fenced as (
@@ -105,7 +147,7 @@ pub async fn claim(
              from granted g join runs r using (run_id)"#,
         instance as InstanceId,
         epoch,
-        limit,
+        ready,
         suspects,
     )
     .fetch_all(db)
@@ -165,17 +207,6 @@ pub async fn promote_due(db: &mut PgConnection, limit: i64) -> Result<u64, Store
     .fetch_one(db)
     .await?;
     Ok(u64::try_from(result).unwrap_or(0))
-}
-
-/// How long until the next parked run is due, if one is.
-pub async fn next_due(db: &mut PgConnection) -> Result<Option<Duration>, StoreError> {
-    let seconds = sqlx::query_scalar!(
-        r#"select extract(epoch from min(due) - cynai_now())::float8 as "seconds" from queue where state = 'later'"#
-    )
-    .fetch_one(db)
-    .await?;
-    Ok(seconds
-        .map(|seconds| Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX)))
 }
 
 /// What became of parking.

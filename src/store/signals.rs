@@ -31,7 +31,7 @@ const RECONNECT: Duration = Duration::from_secs(1);
 /// The signals of one process.
 #[derive(Debug)]
 pub struct Signals {
-    waiters: Mutex<HashMap<RunId, watch::Sender<u64>>>,
+    waiters: Mutex<HashMap<RunId, Waiter>>,
     outbox: Mutex<Outbox>,
     send: Notify,
     queued: Notify,
@@ -45,11 +45,20 @@ struct Outbox {
     ended: HashSet<RunId>,
 }
 
-/// Waits for one run to move.
+/// Counts for those who wait for one run: what each counts may have happened, so they look.
+#[derive(Debug, Default)]
+struct Waiter {
+    moved: watch::Sender<u64>,
+    /// Apart, so that who waits for the end is not woken at every step.
+    ended: watch::Sender<u64>,
+}
+
+/// Waits for one run to move or to end.
 #[derive(Debug)]
 pub struct Subscription {
     run: RunId,
     moved: watch::Receiver<u64>,
+    ended: watch::Receiver<u64>,
     signals: Arc<Signals>,
 }
 
@@ -70,15 +79,16 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl Signals {
-    /// A run was made claimable: drivers of all processes look.
+    /// A run was made claimable: drivers of all processes look, this one's at once.
     pub fn queued(&self) {
+        self.queued.notify_one();
         lock(&self.outbox).queued = true;
         self.send.notify_one();
     }
 
     /// A run committed something; with `everywhere`, readers in other processes are told too.
     pub fn run_moved(&self, run: RunId, everywhere: bool) {
-        self.wake(run);
+        self.wake(run, false);
         if everywhere {
             lock(&self.outbox).moved.insert(run);
             self.send.notify_one();
@@ -87,7 +97,7 @@ impl Signals {
 
     /// A run has ended: its readers finish, and a driver that still holds it drops it.
     pub fn run_ended(&self, run: RunId) {
-        self.wake(run);
+        self.wake(run, true);
         lock(&self.outbox).ended.insert(run);
         self.send.notify_one();
     }
@@ -103,23 +113,24 @@ impl Signals {
         self.ended.subscribe()
     }
 
-    /// Is told of each move of `run` from now on.
+    /// Is told of each move of `run` from now on, and of its end.
     #[must_use]
     pub fn subscribe(self: &Arc<Self>, run: RunId) -> Subscription {
-        let moved =
-            lock(&self.waiters).entry(run).or_insert_with(|| watch::channel(0).0).subscribe();
-        Subscription { run, moved, signals: Arc::clone(self) }
+        let mut waiters = lock(&self.waiters);
+        let waiter = waiters.entry(run).or_default();
+        let (moved, ended) = (waiter.moved.subscribe(), waiter.ended.subscribe());
+        Subscription { run, moved, ended, signals: Arc::clone(self) }
     }
 
-    fn wake(&self, run: RunId) {
+    fn wake(&self, run: RunId, ended: bool) {
         if let Some(waiter) = lock(&self.waiters).get(&run) {
-            waiter.send_modify(|moves| *moves += 1);
+            waiter.wake(ended);
         }
     }
 
     fn wake_all(&self) {
         for waiter in lock(&self.waiters).values() {
-            waiter.send_modify(|moves| *moves += 1);
+            waiter.wake(true);
         }
         self.queued.notify_one();
     }
@@ -195,7 +206,7 @@ impl Signals {
                 Some(("*", _)) => self.wake_all(),
                 Some((kind @ ("e" | "m"), id)) => {
                     let Ok(run) = RunId::from_str(id) else { continue };
-                    self.wake(run);
+                    self.wake(run, kind == "e");
                     if kind == "e" {
                         // No receiver is no driver in this process.
                         let _ = self.ended.send(run);
@@ -221,19 +232,86 @@ async fn notify(pool: &PgPool, payload: &str) -> Result<(), sqlx::Error> {
     Ok(())
 }
 
+impl Waiter {
+    fn wake(&self, ended: bool) {
+        self.moved.send_modify(|times| *times += 1);
+        if ended {
+            self.ended.send_modify(|times| *times += 1);
+        }
+    }
+}
+
 impl Subscription {
-    /// Waits for the next move, at most `most`.
+    /// Waits for the next move, at most `most`. The end is a move too.
     pub async fn moved(&mut self, most: Duration) {
         // Time's up and a sender that is gone both mean: look.
         let _ = tokio::time::timeout(most, self.moved.changed()).await;
+    }
+
+    /// Waits for the run's end, at most `most`.
+    pub async fn ended(&mut self, most: Duration) {
+        let _ = tokio::time::timeout(most, self.ended.changed()).await;
     }
 }
 
 impl Drop for Subscription {
     fn drop(&mut self) {
         let mut waiters = lock(&self.signals.waiters);
-        if waiters.get(&self.run).is_some_and(|waiter| waiter.receiver_count() <= 1) {
+        if waiters.get(&self.run).is_some_and(|waiter| waiter.moved.receiver_count() <= 1) {
             waiters.remove(&self.run);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(5);
+    const NEVER: Duration = Duration::from_secs(600);
+
+    /// Whether a wait for `what` was over before its time.
+    async fn check(subscription: &mut Subscription, what: &str, expected: bool) {
+        let begun = tokio::time::Instant::now();
+        match what {
+            "moved" => subscription.moved(NEVER).await,
+            _ => subscription.ended(NEVER).await,
+        }
+        assert_eq!(begun.elapsed() < SOON, expected, "{what}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_the_end_is_not_woken_by_steps() {
+        let signals = Arc::new(Signals::default());
+        let run = RunId::new();
+        let mut waiting = signals.subscribe(run);
+        signals.run_moved(run, false);
+        check(&mut waiting, "moved", true).await;
+        check(&mut waiting, "ended", false).await;
+        // Told between a look and the next wait: not missed.
+        signals.run_ended(run);
+        check(&mut waiting, "ended", true).await;
+        check(&mut waiting, "moved", true).await;
+        check(&mut waiting, "ended", false).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_a_lost_connection_everybody_looks() {
+        let signals = Arc::new(Signals::default());
+        let mut waiting = signals.subscribe(RunId::new());
+        signals.wake_all();
+        check(&mut waiting, "ended", true).await;
+        check(&mut waiting, "moved", true).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_run_that_nobody_waits_for_is_forgotten() {
+        let signals = Arc::new(Signals::default());
+        let run = RunId::new();
+        let (first, second) = (signals.subscribe(run), signals.subscribe(run));
+        drop(first);
+        assert_eq!(lock(&signals.waiters).len(), 1);
+        drop(second);
+        assert_eq!(lock(&signals.waiters).len(), 0);
     }
 }

@@ -90,14 +90,30 @@ async fn errors_say_what_to_do(pool: PgPool) {
     assert!(error(&input).contains("--input is not JSON"));
 }
 
-#[sqlx::test]
-async fn every_command_shows_an_example(pool: PgPool) {
-    drop(pool);
-    for command in
-        [&["run"][..], &["runs"], &["threads"], &["token"], &["runs", "list"], &["token", "create"]]
-    {
-        let help = cynai(&[command, &["--help"]].concat(), &[]).await;
-        let text = String::from_utf8(help.stdout).unwrap();
-        assert!(text.contains("Example"), "{command:?}: {text}");
+/// The commands below one, as its help lists them.
+fn commands_below(path: &[String]) -> Vec<Vec<String>> {
+    let help = help_of(path);
+    let listed = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    let names = listed.filter_map(|line| line.split_whitespace().next()).filter(|name| *name != "help");
+    names.map(|name| [path, &[name.to_owned()]].concat()).collect()
+}
+
+fn help_of(path: &[String]) -> String {
+    let done = std::process::Command::new(env!("CARGO_BIN_EXE_cynai")).args(path).arg("--help").output().unwrap();
+    assert!(done.status.success(), "{path:?}");
+    String::from_utf8(done.stdout).unwrap()
+}
+
+#[test]
+fn the_help_of_every_command_has_an_example() {
+    let mut open = vec![Vec::new()];
+    let mut seen = 0;
+    while let Some(path) = open.pop() {
+        let called = format!("cynai {}", path.join(" "));
+        let example = help_of(&path).lines().any(|line| !line.starts_with("Usage:") && line.contains(called.trim()));
+        assert!(example, "{called} --help has no example");
+        open.extend(commands_below(&path));
+        seen += 1;
     }
+    assert!(seen > 15, "only {seen} commands were found");
 }

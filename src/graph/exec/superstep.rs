@@ -280,6 +280,8 @@ impl<'r> Work<'r> {
         let mut slots = Vec::new();
         let mut waits_stored = false;
         let mut stream = Vec::new();
+        // The first rows of a superstep tell what starts; a superstep that was taken up again has them.
+        let untold = if ns.path.is_empty() { run.cursor.place.load(Ordering::Relaxed) == 0 } else { !ns.begun };
         for task in plan.iter().filter_map(|planned| planned.tasks.as_ref().ok()).flatten() {
             let Restored { writes, wait } = ns.tasks.remove(&task.id).unwrap_or_default();
             waits_stored |= wait.is_some();
@@ -287,7 +289,7 @@ impl<'r> Work<'r> {
             let record = writes.and_then(|bytes| serde_json::from_slice(&bytes).ok());
             let saved = record.is_some();
             let status = record.map_or(Status::Idle, Status::Done);
-            if run.options.stream_tasks && run.streams(&ns.path) && !ns.begun {
+            if run.options.stream_tasks && run.streams(&ns.path) && untold {
                 let start = json!({
                     "id": task.id.to_string(), "name": ns.graph.node(task.node).name,
                     "input": task.item.as_ref().map(|item| item.value.json()), "triggers": [], "interrupts": [],

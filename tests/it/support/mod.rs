@@ -2,6 +2,8 @@
 //! port, and a client that shows what came back.
 
 pub(crate) mod client;
+pub(crate) mod graphs;
+pub(crate) mod load;
 pub(crate) mod server;
 pub(crate) mod traces;
 

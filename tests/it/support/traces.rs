@@ -37,6 +37,8 @@ pub(crate) struct Committed {
     complete: BTreeSet<Place>,
     /// The attempt that comes next, where one is recorded.
     attempts: BTreeMap<String, i32>,
+    /// Activations whose job is completed, and how many jobs they have had.
+    jobs: BTreeMap<String, i64>,
 }
 
 /// Every line of the file.
@@ -98,11 +100,16 @@ impl Committed {
             .await
             .unwrap();
         found.attempts = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+        found.jobs = jobs_of_completed(db).await;
         found
     }
 
     /// Panics when something ran after this moment that was committed before it.
-    pub(crate) fn check(&self, traces: &Path) {
+    pub(crate) async fn check(&self, db: &mut PgConnection, traces: &Path) {
+        let jobs = jobs_of_completed(db).await;
+        for (task, count) in &self.jobs {
+            assert_eq!(jobs.get(task), Some(count), "the job of {task} was completed, and another one was made");
+        }
         let all = read(traces);
         for line in &all[self.lines..] {
             assert!(
@@ -121,4 +128,10 @@ impl Committed {
             );
         }
     }
+}
+
+async fn jobs_of_completed(db: &mut PgConnection) -> BTreeMap<String, i64> {
+    let query = "select task_id::text, count(*) from jobs group by task_id having bool_or(status = 'completed')";
+    let rows = sqlx::query(query).fetch_all(&mut *db).await.unwrap();
+    rows.iter().map(|row| (row.get(0), row.get(1))).collect()
 }
