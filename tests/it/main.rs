@@ -6,9 +6,11 @@
 mod access;
 mod architecture;
 mod assistants;
+mod checkpointer;
 mod cli;
 mod crash_points;
 mod examples;
+mod faults;
 mod crash_random;
 mod gateway;
 mod runs;
