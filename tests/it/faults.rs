@@ -168,6 +168,13 @@ async fn rows(db: &mut PgConnection, threads: &[String]) -> Vec<String> {
     all
 }
 
+/// Panics with the rows that were written.
+fn unchanged(now: &[String], before: &[String]) {
+    let written: Vec<&String> = now.iter().filter(|row| !before.contains(row)).collect();
+    assert_eq!(written, [""; 0], "a server that had lost its runs wrote to them");
+    assert_eq!(now.len(), before.len(), "a server that had lost its runs deleted something of them");
+}
+
 /// Two servers with short leases, of which the second stops before its first COMMIT of a name; and the threads of
 /// the runs that were started until then.
 struct Frozen {
@@ -224,11 +231,15 @@ async fn a_server_frozen_before_a_commit_does_not_make_it_when_it_is_thawed(pool
         threads.iter().all(has).then_some(())
     })
     .await;
-    let unseen = "select count(*) from heads where claims > 0";
-    until("they have shown that they do no harm", async || (count(&mut db, unseen).await == 0).then_some(())).await;
-    let (before, ran) = (rows(&mut db, &threads).await, lines(&site, "run").len());
+    let before = until("what they stream is committed, and nothing else moves", async || {
+        let before = rows(&mut db, &threads).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        (rows(&mut db, &threads).await == before).then_some(before)
+    })
+    .await;
+    let ran = lines(&site, "run").len();
     servers.thaw(&site, &mut db).await;
-    assert_eq!(rows(&mut db, &threads).await, before, "a server that had lost its runs wrote to them");
+    unchanged(&rows(&mut db, &threads).await, &before);
     assert_eq!(began_on_thawed(&site, ran), [], "an activation began after its run was lost");
 }
 
@@ -244,7 +255,7 @@ async fn check_frozen_inside(pool: &PgPool, freeze_at: (&'static str, u32)) {
     all_ended(&mut db).await;
     let (before, ran) = (rows(&mut db, &servers.threads).await, lines(&site, "run").len());
     servers.thaw(&site, &mut db).await;
-    assert_eq!(rows(&mut db, &servers.threads).await, before, "a server that had lost its runs wrote to them");
+    unchanged(&rows(&mut db, &servers.threads).await, &before);
     assert_eq!(began_on_thawed(&site, ran), [], "an activation began after its run was lost");
 }
 
