@@ -16,6 +16,7 @@ mod gateway;
 mod races;
 mod runs;
 mod scoping;
+mod sdk_python;
 mod support;
 mod threads;
 mod worker;
