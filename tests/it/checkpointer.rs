@@ -7,15 +7,15 @@ use std::time::Duration;
 
 use cynai::graph::channel::{State, Write};
 use cynai::graph::checkpoint::{
-    CheckpointError, CheckpointRow, Checkpointer, Commit, Due, Homes, Restored, Source, ValueRef, WaitKind, WaitRow,
-    encode,
+    CheckpointError, CheckpointRow, Checkpointer, Commit, Due, Homes, Restored, Source, ValueRef,
+    WaitKind, WaitRow, encode,
 };
 use cynai::graph::exec::restore;
 use cynai::graph::memory::MemoryStore;
 use cynai::graph::model::Graph;
 use cynai::graph::step::Position;
 use cynai::ids::{InstanceId, RunId, TaskId, ThreadId, UserId};
-use cynai::store::checkpointer::RunCheckpointer;
+use cynai::store::checkpointer::{Authority, RunCheckpointer};
 use cynai::store::commit::Committer;
 use cynai::store::signals::Signals;
 use cynai::store::{checkpoints, queue};
@@ -78,7 +78,8 @@ impl Database {
         for sql in statements {
             // All parameters are named, so that each statement takes the same three.
             let sql = format!("with p as (select $1::uuid, $2::uuid, $3::uuid) {sql}");
-            let query = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(user.0).bind(thread.0).bind(run.0);
+            let query =
+                sqlx::query(sqlx::AssertSqlSafe(sql)).bind(user.0).bind(thread.0).bind(run.0);
             query.execute(&pool).await.unwrap();
         }
         Self { committer: Committer::new(pool.clone()), pool, thread, run }
@@ -107,6 +108,7 @@ impl Backend for Database {
                 run_id: self.run,
                 thread_id: self.thread,
                 fence,
+                authority: Authority::default(),
                 branch: 0,
                 root_seq: AtomicI64::new(root_seq),
                 streamed: false,
@@ -119,7 +121,9 @@ impl Backend for Database {
     fn settle(&self, task: TaskId, answer: Value) -> BoxFuture<'_, bool> {
         async move {
             let mut tx = self.pool.begin().await.unwrap();
-            let settled = queue::settle(&mut tx, self.run, task, answer.to_string().as_bytes()).await.unwrap();
+            let settled = queue::settle(&mut tx, self.run, task, answer.to_string().as_bytes())
+                .await
+                .unwrap();
             tx.commit().await.unwrap();
             settled
         }
@@ -130,7 +134,9 @@ impl Backend for Database {
         async move {
             let mut tx = self.pool.begin().await.unwrap();
             let payload = payload.to_string();
-            queue::send_event(&mut tx, self.thread, Some(self.run), name, payload.as_bytes()).await.unwrap();
+            queue::send_event(&mut tx, self.thread, Some(self.run), name, payload.as_bytes())
+                .await
+                .unwrap();
             tx.commit().await.unwrap();
         }
         .boxed()
@@ -267,9 +273,18 @@ async fn rows_come_back_from_the_last_keyframe_on(backend: &dyn Backend) {
         store.commit(checkpoint("", seq)).await.unwrap();
     }
     let rows = store.load("").await.unwrap().unwrap().rows;
-    assert_eq!(rows.iter().map(|row| row.position).collect::<Vec<_>>(), [at(128), at(129), at(130)]);
-    assert_eq!(rows.iter().map(|row| row.keyframe.is_some()).collect::<Vec<_>>(), [true, false, false]);
-    assert_eq!((rows[2].next.as_str(), rows[2].changed.as_slice()), ("node130", br#"{"seq":130}"#.as_slice()));
+    assert_eq!(
+        rows.iter().map(|row| row.position).collect::<Vec<_>>(),
+        [at(128), at(129), at(130)]
+    );
+    assert_eq!(
+        rows.iter().map(|row| row.keyframe.is_some()).collect::<Vec<_>>(),
+        [true, false, false]
+    );
+    assert_eq!(
+        (rows[2].next.as_str(), rows[2].changed.as_slice()),
+        ("node130", br#"{"seq":130}"#.as_slice())
+    );
 }
 
 async fn an_older_grant_stores_nothing(backend: &dyn Backend) {
@@ -293,7 +308,8 @@ async fn an_older_grant_stores_nothing(backend: &dyn Backend) {
 async fn a_repeated_commit_changes_nothing(backend: &dyn Backend) {
     let store = begun(backend).await;
     let early = Commit { writes: vec![(task(1), b"{\"w\":[]}".to_vec())], ..commit("", 0) };
-    let different = Commit { checkpoint: Some(row(0, &json!({ "other": true }))), ..commit("sub", 0) };
+    let different =
+        Commit { checkpoint: Some(row(0, &json!({ "other": true }))), ..commit("sub", 0) };
     for commit in [early, checkpoint("sub", 0), different, checkpoint("", 1), checkpoint("", 1)] {
         store.commit(commit.clone()).await.unwrap();
         store.commit(commit).await.unwrap();
@@ -307,16 +323,23 @@ async fn a_repeated_commit_changes_nothing(backend: &dyn Backend) {
 async fn the_first_result_of_an_activation_stays(backend: &dyn Backend) {
     let store = begun(backend).await;
     for result in ["1", "2"] {
-        store.commit(Commit { writes: vec![(task(1), result.into())], ..commit("", 0) }).await.unwrap();
+        store
+            .commit(Commit { writes: vec![(task(1), result.into())], ..commit("", 0) })
+            .await
+            .unwrap();
     }
     assert_eq!(tasks(&*store, "").await[&task(1)].writes.as_deref(), Some(b"1".as_slice()));
     store.commit(checkpoint("", 1)).await.unwrap();
-    assert!(tasks(&*store, "").await.is_empty(), "results belong to the superstep of their checkpoint");
+    assert!(
+        tasks(&*store, "").await.is_empty(),
+        "results belong to the superstep of their checkpoint"
+    );
 }
 
 async fn large_values_and_odd_characters_come_back(backend: &dyn Backend) {
     let store = begun(backend).await;
-    let big = json!(format!("a\u{0}b\u{7f}ü\u{1F980}{}", "x".repeat(3 << 20))).to_string().into_bytes();
+    let big =
+        json!(format!("a\u{0}b\u{7f}ü\u{1F980}{}", "x".repeat(3 << 20))).to_string().into_bytes();
     let mut one = checkpoint("", 1);
     let row = one.checkpoint.as_mut().unwrap();
     row.changed = json!({ "small": "\u{0}", "@big": null }).to_string().into_bytes();
@@ -350,14 +373,19 @@ async fn long_lists_come_back_whole_and_are_stored_once(backend: &dyn Backend) {
     let (mut state, mut homes) = (State::initial(&graph), Homes::initial(&graph));
     let mut bytes = 0;
     for seq in 0..200_i64 {
-        let items: Vec<Value> = (0..10).map(|item| json!({ "seq": seq, "item": item, "pad": "x".repeat(20) })).collect();
+        let items: Vec<Value> = (0..10)
+            .map(|item| json!({ "seq": seq, "item": item, "pad": "x".repeat(20) }))
+            .collect();
         let mut updates = vec![("list", json!(items)), ("n", json!(seq))];
         if seq == 3 {
             updates.push(("blob", json!("b".repeat(100_000))));
         }
-        let writes = updates.into_iter().map(|(name, value)| Write::new(&graph, channel(name), value).unwrap());
+        let writes = updates
+            .into_iter()
+            .map(|(name, value)| Write::new(&graph, channel(name), value).unwrap());
         let changes = state.apply(&graph, writes.collect()).unwrap();
-        let row = encode(&graph, &state, &mut homes, at(seq), Source::Loop, &changes, false, &[], false);
+        let row =
+            encode(&graph, &state, &mut homes, at(seq), Source::Loop, &changes, false, &[], false);
         bytes += row.changed.len() + row.keyframe.as_ref().map_or(0, Vec::len);
         bytes += row.values.iter().map(|(_, value)| value.len()).sum::<usize>();
         store.commit(Commit { checkpoint: Some(row), ..commit("", seq - 1) }).await.unwrap();
@@ -365,7 +393,10 @@ async fn long_lists_come_back_whole_and_are_stored_once(backend: &dyn Backend) {
             // Another process takes over, and goes on from what is stored.
             store = backend.grant().await;
             let found = restore(&*store, "", &graph).await.unwrap().unwrap();
-            assert_eq!((found.state.to_json(&graph), found.position), (state.to_json(&graph), at(seq)));
+            assert_eq!(
+                (found.state.to_json(&graph), found.position),
+                (state.to_json(&graph), at(seq))
+            );
             (state, homes) = (Arc::unwrap_or_clone(found.state), found.homes);
         }
     }
@@ -384,13 +415,19 @@ async fn a_wait_is_over_by_its_time_its_answer_or_its_result(backend: &dyn Backe
     assert!(backend.settle(task(2), json!({ "done": true })).await);
     assert!(!backend.settle(task(2), json!("again")).await);
     assert!(!backend.settle(task(9), json!("nobody")).await);
-    store.commit(Commit { writes: vec![(task(3), b"{}".to_vec())], ..commit("", 0) }).await.unwrap();
+    store
+        .commit(Commit { writes: vec![(task(3), b"{}".to_vec())], ..commit("", 0) })
+        .await
+        .unwrap();
     let state = |found: &HashMap<TaskId, Restored>, number| {
         let wait = found[&task(number)].wait.clone().unwrap();
         (wait.expired, wait.settled)
     };
     let found = tasks(&*store, "").await;
-    assert_eq!([1, 2, 3].map(|number| state(&found, number)), [(false, false), (false, true), (false, true)]);
+    assert_eq!(
+        [1, 2, 3].map(|number| state(&found, number)),
+        [(false, false), (false, true), (false, true)]
+    );
     assert_eq!(answer_of(&*store, 2).await, Some(json!({ "done": true })));
     backend.pass(Duration::from_secs(61)).await;
     assert_eq!(state(&tasks(&*store, "").await, 1), (true, false));
@@ -416,7 +453,8 @@ async fn a_later_wait_takes_the_place_of_an_earlier_one(backend: &dyn Backend) {
     let store = begun(backend).await;
     store.commit(waits(vec![wait(1, WaitKind::Attempt, 1)])).await.unwrap();
     let data = Some(b"{\"why\":\"later\"}".to_vec());
-    let later = WaitRow { attempt: 2, data, answer: Some(b"[1]".to_vec()), ..wait(1, WaitKind::Retry, 2) };
+    let later =
+        WaitRow { attempt: 2, data, answer: Some(b"[1]".to_vec()), ..wait(1, WaitKind::Retry, 2) };
     store.commit(waits(vec![later])).await.unwrap();
     // Late, and out of order.
     store.commit(waits(vec![wait(1, WaitKind::Attempt, 1)])).await.unwrap();
@@ -449,7 +487,15 @@ async fn events_go_to_whoever_waits_in_their_order(backend: &dyn Backend) {
     for number in [1, 2] {
         backend.send_event("before", json!(number)).await;
     }
-    store.commit(waits(vec![event(1, "before"), event(2, "before"), event(3, "before"), event(4, "other")])).await.unwrap();
+    store
+        .commit(waits(vec![
+            event(1, "before"),
+            event(2, "before"),
+            event(3, "before"),
+            event(4, "other"),
+        ]))
+        .await
+        .unwrap();
     let mut got = Vec::new();
     for number in 1..=4 {
         got.push(answer_of(&*store, number).await);
@@ -469,7 +515,10 @@ async fn events_go_to_whoever_waits_in_their_order(backend: &dyn Backend) {
 
 async fn namespaces_do_not_see_each_other(backend: &dyn Backend) {
     let store = begun(backend).await;
-    let write = |namespace| Commit { writes: vec![(task(1), namespace_bytes(namespace))], ..commit(namespace, 0) };
+    let write = |namespace| Commit {
+        writes: vec![(task(1), namespace_bytes(namespace))],
+        ..commit(namespace, 0)
+    };
     for namespace in ["x", "x|y"] {
         store.commit(checkpoint(namespace, 0)).await.unwrap();
         store.commit(write(namespace)).await.unwrap();
@@ -492,5 +541,8 @@ async fn the_rows_of_a_commit_are_as_others_read_them(pool: PgPool) {
     let mut db = database.pool.acquire().await.unwrap();
     let page = checkpoints::page(&mut db, database.thread, "", None, 10).await.unwrap();
     assert_eq!(page.len(), 1);
-    assert_eq!((page[0].position, page[0].run_id, page[0].next.as_str()), (at(0), database.run, "node0"));
+    assert_eq!(
+        (page[0].position, page[0].run_id, page[0].next.as_str()),
+        (at(0), database.run, "node0")
+    );
 }

@@ -13,6 +13,7 @@ mod examples;
 mod faults;
 mod crash_random;
 mod gateway;
+mod races;
 mod runs;
 mod scoping;
 mod support;
