@@ -18,4 +18,5 @@ mod runs;
 mod scoping;
 mod support;
 mod threads;
+mod versions;
 mod worker;
