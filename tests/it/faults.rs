@@ -57,7 +57,9 @@ edges:
 /// Servers that share the test's own database.
 fn shared(pool: &PgPool, flags: &[&str]) -> Site {
     let url = pool.connect_options().to_url_lossy();
-    Site::on_database(&[("slow", SLOW), ("short", SHORT)], url.as_str()).with_flags(&["--no-local-worker"]).with_flags(flags)
+    Site::on_database(&[("slow", SLOW), ("short", SHORT)], url.as_str())
+        .with_flags(&["--no-local-worker"])
+        .with_flags(flags)
 }
 
 fn second() -> Start {
@@ -65,7 +67,12 @@ fn second() -> Start {
 }
 
 /// Starts `count` runs of a graph, each on a thread of its own.
-async fn start_runs(client: &Client, graph: &str, input: &serde_json::Value, count: usize) -> Vec<String> {
+async fn start_runs(
+    client: &Client,
+    graph: &str,
+    input: &serde_json::Value,
+    count: usize,
+) -> Vec<String> {
     let mut threads = Vec::new();
     for _ in 0..count {
         let thread = Uuid::now_v7().to_string();
@@ -82,7 +89,10 @@ async fn count(db: &mut PgConnection, query: &'static str) -> i64 {
 
 /// Waits until no run is open.
 async fn all_ended(db: &mut PgConnection) {
-    until("all runs end", async || (count(db, "select count(*) from heads").await == 0).then_some(())).await;
+    until("all runs end", async || {
+        (count(db, "select count(*) from heads").await == 0).then_some(())
+    })
+    .await;
     assert_eq!(count(db, "select count(*) from runs where status <> 'success'").await, 0);
 }
 
@@ -176,7 +186,10 @@ async fn check_frozen(pool: &PgPool, freeze_at: &'static str) {
     let mut threads = Vec::new();
     while !frozen.is_frozen() {
         assert!(threads.len() < 2000, "the second server never comes to `{freeze_at}`");
-        threads.append(&mut start_runs(&stays.client(), "slow", &json!({ "steps": 3, "sleep_ms": 100 }), 4).await);
+        threads.append(
+            &mut start_runs(&stays.client(), "slow", &json!({ "steps": 3, "sleep_ms": 100 }), 4)
+                .await,
+        );
     }
     all_ended(&mut db).await;
     let dead = "select count(*) from instances where deadline < cynai_now()";
@@ -185,19 +198,31 @@ async fn check_frozen(pool: &PgPool, freeze_at: &'static str) {
     let ran = lines(&site, "run").len();
     frozen.signal(Signal::SIGCONT);
     let lives = "select count(*) from instances where deadline >= cynai_now()";
-    until("the thawed server has a lease again", async || (count(&mut db, lives).await == 2).then_some(())).await;
+    until("the thawed server has a lease again", async || {
+        (count(&mut db, lives).await == 2).then_some(())
+    })
+    .await;
     // It works as before; and what it had in hand has gone out by the time that it commits this.
     stays.kill();
     start_runs(&frozen.client(), "short", &json!({}), 5).await;
     all_ended(&mut db).await;
-    assert_eq!(rows(&mut db, &threads).await, before, "a server that had lost its runs wrote to them");
+    assert_eq!(
+        rows(&mut db, &threads).await,
+        before,
+        "a server that had lost its runs wrote to them"
+    );
     let began = lines(&site, "run").split_off(ran);
-    assert!(began.iter().all(|line| line.node == "only"), "an activation began after its run was lost: {began:?}");
+    assert!(
+        began.iter().all(|line| line.node == "only"),
+        "an activation began after its run was lost: {began:?}"
+    );
     frozen.kill();
 }
 
 #[sqlx::test]
-async fn a_server_frozen_before_a_step_is_committed_commits_nothing_when_it_is_thawed(pool: PgPool) {
+async fn a_server_frozen_before_a_step_is_committed_commits_nothing_when_it_is_thawed(
+    pool: PgPool,
+) {
     check_frozen(&pool, "commit").await;
 }
 
@@ -220,7 +245,9 @@ async fn of_two_servers_each_does_at_least_a_quarter_of_a_thousand_runs(pool: Pg
     let (client, other_client) = (first.client(), other.client());
     let nothing = json!({});
     // Each client has its own server, as behind a load balancer; ten at a time.
-    let starts = (0..20).map(|at| start_runs(if at % 2 == 0 { &client } else { &other_client }, "short", &nothing, 50));
+    let starts = (0..20).map(|at| {
+        start_runs(if at % 2 == 0 { &client } else { &other_client }, "short", &nothing, 50)
+    });
     futures::future::join_all(starts).await;
     all_ended(&mut db).await;
     let mut shares = BTreeMap::<String, u32>::new();
@@ -239,7 +266,8 @@ async fn of_two_servers_each_does_at_least_a_quarter_of_a_thousand_runs(pool: Pg
 async fn a_rolling_restart_delays_no_run_and_repeats_nothing(pool: PgPool) {
     // A lease as long as the test's patience: whoever waited for one would fail it.
     let site = shared(&pool, &["--lease", "60s"]);
-    let mut servers = [Some(site.start(&Start::default()).await), Some(site.start(&second()).await)];
+    let mut servers =
+        [Some(site.start(&Start::default()).await), Some(site.start(&second()).await)];
     let mut db = site.database().await;
     let client = servers[0].as_ref().unwrap().client();
     let begun = Instant::now();
@@ -250,7 +278,11 @@ async fn a_rolling_restart_delays_no_run_and_repeats_nothing(pool: PgPool) {
         let stopping = Instant::now();
         let stopped = servers[number].take().unwrap().stop().await;
         assert!(stopped.success(), "{stopped:?}");
-        assert!(stopping.elapsed() < Duration::from_secs(10), "a stop took {:?}", stopping.elapsed());
+        assert!(
+            stopping.elapsed() < Duration::from_secs(10),
+            "a stop took {:?}",
+            stopping.elapsed()
+        );
         servers[number] = Some(site.start(&Start { number, ..Start::default() }).await);
     }
     all_ended(&mut db).await;
@@ -267,7 +299,12 @@ async fn a_cancelled_run_stops_soon_on_whatever_server_it_is(pool: PgPool) {
     let clients = [first.client(), other.client()];
     let input = json!({ "steps": 1, "sleep_ms": 60_000 });
     let threads = start_runs(&clients[0], "slow", &input, 6).await;
-    let tickers = || lines(&site, "tick").iter().map(|line| line.thread.clone()).collect::<std::collections::BTreeSet<_>>();
+    let tickers = || {
+        lines(&site, "tick")
+            .iter()
+            .map(|line| line.thread.clone())
+            .collect::<std::collections::BTreeSet<_>>()
+    };
     until("all of them tick", async || (tickers().len() == 6).then_some(())).await;
     for (at, thread) in threads.iter().enumerate() {
         let run = clients[0].runs(thread).await.unwrap()[0]["run_id"].as_str().unwrap().to_owned();
@@ -284,7 +321,10 @@ async fn a_cancelled_run_stops_soon_on_whatever_server_it_is(pool: PgPool) {
         if now != count {
             (count, since) = (now, Instant::now());
         }
-        assert!(cancelled.elapsed() < Duration::from_secs(4), "activations of cancelled runs go on");
+        assert!(
+            cancelled.elapsed() < Duration::from_secs(4),
+            "activations of cancelled runs go on"
+        );
     }
     let stood_still = since.duration_since(cancelled);
     println!("the last activation of a cancelled run stopped after {stood_still:?}");
@@ -308,7 +348,8 @@ async fn a_schema_newer_than_the_program_is_refused_and_left_alone() {
     let site = Site::new(&[]).with_flags(&["--no-local-worker"]);
     site.start(&Start::default()).await.kill();
     let mut db = site.database().await;
-    let newer = "insert into _sqlx_migrations (version, description, success, checksum, execution_time)
+    let newer =
+        "insert into _sqlx_migrations (version, description, success, checksum, execution_time)
                  values (9999, 'from the future', true, '', 0)";
     sqlx::query(newer).execute(&mut db).await.unwrap();
     let said = refused(&site, &Start::default()).await;
@@ -321,10 +362,16 @@ async fn a_second_server_is_refused_the_same_data_directory_and_the_same_port() 
     let site = Site::new(&[]).with_flags(&["--no-local-worker"]);
     let first = site.start(&Start::default()).await;
     let said = refused(&site, &Start::default()).await;
-    assert!(said.contains("another server uses the data directory") && said.contains("--data-dir"), "{said}");
+    assert!(
+        said.contains("another server uses the data directory") && said.contains("--data-dir"),
+        "{said}"
+    );
     let taken = first.address().trim_start_matches("http://").to_owned();
     let said = refused(&site, &Start { listen: Some(taken.clone()), ..second() }).await;
-    assert!(said.contains(&format!("cannot listen on {taken}")) && said.contains("--listen"), "{said}");
+    assert!(
+        said.contains(&format!("cannot listen on {taken}")) && said.contains("--listen"),
+        "{said}"
+    );
     assert_eq!(first.client().get("/ok").await.unwrap()["ok"], true, "the first one goes on");
     let stopped = first.stop().await;
     assert!(stopped.success(), "{stopped:?}");

@@ -155,7 +155,7 @@ pub struct System {
     pub gate: Arc<Gate>,
     pub trace: Arc<Trace>,
     pub registry: Registry,
-    background: JoinSet<()>,
+    _background: JoinSet<()>,
 }
 
 /// A driver under way. It goes when it is dropped, as if its process had died.
@@ -217,7 +217,7 @@ impl System {
         let mut background = JoinSet::new();
         let (signals, direct) = (Arc::clone(services.hub()), pool.clone());
         background.spawn(async move { signals.run(direct).await });
-        Self { pool, services, actor, gate, trace, registry, background }
+        Self { pool, services, actor, gate, trace, registry, _background: background }
     }
 
     pub fn driver_config() -> DriverConfig {
