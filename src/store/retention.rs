@@ -426,42 +426,40 @@ mod tests {
         Branch { branch, first, last, parent, count: last - first + 1, young: Some(first) }
     }
 
-    /// `expected`: branch, floor, pinned blocks.
+    fn cut(branch: i32, floor: i64, pinned: &[(i64, i64)]) -> Cut {
+        Cut { branch, floor, pinned: pinned.to_vec() }
+    }
+
     #[track_caller]
-    fn check(branches: &[Branch], keep_last: u32, expected: &[(i32, i64, &[(i64, i64)])]) {
-        let found = cuts(branches, Some(keep_last), false);
-        let expected: Vec<Cut> = expected
-            .iter()
-            .map(|(branch, floor, pinned)| Cut {
-                branch: *branch,
-                floor: *floor,
-                pinned: pinned.to_vec(),
-            })
-            .collect();
-        assert_eq!(found, expected);
+    fn check(branches: &[Branch], keep_last: u32, expected: &[Cut]) {
+        assert_eq!(cuts(branches, Some(keep_last), false), expected);
     }
 
     #[test]
     fn whole_blocks_go_and_the_last_one_stays() {
         check(&[branch(0, 0, 10, None)], 5, &[]);
         check(&[branch(0, 0, 63, None)], 1, &[]);
-        check(&[branch(0, 0, 64, None)], 1, &[(0, 64, &[])]);
+        check(&[branch(0, 0, 64, None)], 1, &[cut(0, 64, &[])]);
         check(&[branch(0, 0, 64, None)], 2, &[]);
-        check(&[branch(0, 0, 1000, None)], 100, &[(0, 896, &[])]);
+        check(&[branch(0, 0, 1000, None)], 100, &[cut(0, 896, &[])]);
         check(&[branch(0, 896, 1000, None)], 100, &[]);
-        check(&[branch(0, 0, 1000, None)], 0, &[(0, 960, &[])]);
+        check(&[branch(0, 0, 1000, None)], 0, &[cut(0, 960, &[])]);
     }
 
     #[test]
     fn what_a_fork_began_from_stays_while_the_fork_has_its_first_checkpoint() {
         let origin = branch(0, 0, 500, None);
-        check(&[origin, branch(1, 131, 140, Some((0, 130)))], 10, &[(0, 501, &[(128, 130)])]);
-        check(&[origin, branch(1, 131, 140, Some((0, 130)))], 200, &[(0, 256, &[(128, 130)])]);
-        check(&[origin, branch(1, 131, 900, Some((0, 130)))], 10, &[(1, 832, &[]), (0, 501, &[])]);
+        check(&[origin, branch(1, 131, 140, Some((0, 130)))], 10, &[cut(0, 501, &[(128, 130)])]);
+        check(&[origin, branch(1, 131, 140, Some((0, 130)))], 200, &[cut(0, 256, &[(128, 130)])]);
+        check(
+            &[origin, branch(1, 131, 900, Some((0, 130)))],
+            10,
+            &[cut(1, 832, &[]), cut(0, 501, &[])],
+        );
         // A fork of a fork keeps its own origin, which keeps the first one.
         let forks =
             [origin, branch(1, 131, 140, Some((0, 130))), branch(2, 134, 150, Some((1, 133)))];
-        check(&forks, 5, &[(1, 141, &[(128, 133)]), (0, 501, &[(128, 130)])]);
+        check(&forks, 5, &[cut(1, 141, &[(128, 133)]), cut(0, 501, &[(128, 130)])]);
     }
 
     #[test]

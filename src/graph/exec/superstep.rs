@@ -505,11 +505,12 @@ impl<'r> Work<'r> {
             state: &self.state,
             ambient: &self.run.ambient,
         };
-        if let Some(previous) = activation.previous.filter(|wait| wait.kind == WaitKind::Interrupt)
+        if let Some(previous) = activation.previous
+            && previous.kind == WaitKind::Interrupt
+            && !previous.settled
+            && previous.expired
         {
-            if !previous.settled && previous.expired {
-                return Some(Err(NodeError::fatal("expired", "nobody answered in time")));
-            }
+            return Some(Err(NodeError::fatal("expired", "nobody answered in time")));
         }
         control::run(&activation)
     }
