@@ -60,7 +60,7 @@ impl Services {
     ) -> Result<RunView, ServiceError> {
         let accepted = self.check_run(actor, thread.is_none(), request).await?;
         let thread_id = thread.unwrap_or_else(ThreadId::new);
-        let mut tx = self.pool().begin().await?;
+        let mut tx = self.transaction().await?;
         let locked = self.thread_for(&mut tx, &accepted, thread_id, thread.is_none()).await?;
         let placed = self.place(&mut tx, &accepted, thread_id, &locked).await?;
         let input = match placed.position {

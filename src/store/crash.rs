@@ -60,6 +60,8 @@ fn point(when: &'static str, name: &'static str) {
     let here = when == "before" && plan.freeze.as_deref() == Some(name);
     if here && !FROZEN.swap(true, Ordering::SeqCst) {
         let _ = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGSTOP);
+        // Another thread may take the signal: this one must not go on until it stands still too.
+        std::thread::sleep(std::time::Duration::from_millis(50));
     }
     if plan.at == Some(number) {
         let _ = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use reqwest::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 use sqlx::{ConnectOptions, PgConnection, PgPool, Row};
 use uuid::Uuid;
 
@@ -57,9 +57,7 @@ edges:
 /// Servers that share the test's own database.
 fn shared(pool: &PgPool, flags: &[&str]) -> Site {
     let url = pool.connect_options().to_url_lossy();
-    Site::on_database(&[("slow", SLOW), ("short", SHORT)], url.as_str())
-        .with_flags(&["--no-local-worker"])
-        .with_flags(flags)
+    Site::on_database(&[("slow", SLOW), ("short", SHORT)], url.as_str()).with_flags(&["--no-local-worker"]).with_flags(flags)
 }
 
 fn second() -> Start {
@@ -67,12 +65,7 @@ fn second() -> Start {
 }
 
 /// Starts `count` runs of a graph, each on a thread of its own.
-async fn start_runs(
-    client: &Client,
-    graph: &str,
-    input: &serde_json::Value,
-    count: usize,
-) -> Vec<String> {
+async fn start_runs(client: &Client, graph: &str, input: &Value, count: usize) -> Vec<String> {
     let mut threads = Vec::new();
     for _ in 0..count {
         let thread = Uuid::now_v7().to_string();
@@ -89,10 +82,7 @@ async fn count(db: &mut PgConnection, query: &'static str) -> i64 {
 
 /// Waits until no run is open.
 async fn all_ended(db: &mut PgConnection) {
-    until("all runs end", async || {
-        (count(db, "select count(*) from heads").await == 0).then_some(())
-    })
-    .await;
+    until("all runs end", async || (count(db, "select count(*) from heads").await == 0).then_some(())).await;
     assert_eq!(count(db, "select count(*) from runs where status <> 'success'").await, 0);
 }
 
@@ -155,17 +145,19 @@ async fn a_database_that_is_killed_is_started_again_and_nothing_is_lost() {
     assert_eq!(site.postmaster(), None, "the database stops with its server");
 }
 
-/// Every row that runs on these threads left, as text; `heads` and `runs` name who moved them last.
+/// Every row that runs on these threads left, as text, with the transaction that wrote it: a row that is written
+/// again as it was is seen too.
 async fn rows(db: &mut PgConnection, threads: &[String]) -> Vec<String> {
     let mut all = Vec::new();
     for query in [
-        "select t::text from threads t where thread_id::text = any($1)",
-        "select t::text from runs t where thread_id::text = any($1)",
-        "select t::text from heads t where thread_id::text = any($1)",
-        "select t::text from checkpoints t where thread_id::text = any($1)",
-        "select t::text from writes t where thread_id::text = any($1)",
-        "select t::text from pending t where thread_id::text = any($1)",
-        "select t::text from channel_values t where thread_id::text = any($1)",
+        "select t.xmin || ' ' || t::text from threads t where thread_id::text = any($1)",
+        "select t.xmin || ' ' || t::text from runs t where thread_id::text = any($1)",
+        "select t.xmin || ' ' || t::text from heads t where thread_id::text = any($1)",
+        "select t.xmin || ' ' || t::text from queue t where thread_id::text = any($1)",
+        "select t.xmin || ' ' || t::text from checkpoints t where thread_id::text = any($1)",
+        "select t.xmin || ' ' || t::text from writes t where thread_id::text = any($1)",
+        "select t.xmin || ' ' || t::text from pending t where thread_id::text = any($1)",
+        "select t.xmin || ' ' || t::text from channel_values t where thread_id::text = any($1)",
     ] {
         let found = sqlx::query(query).bind(threads).fetch_all(&mut *db).await.unwrap();
         let mut found: Vec<String> = found.iter().map(|row| row.get(0)).collect();
@@ -175,65 +167,85 @@ async fn rows(db: &mut PgConnection, threads: &[String]) -> Vec<String> {
     all
 }
 
-/// A server stops before its first COMMIT of a name; another one takes its runs over; what the first one has
-/// in hand when it goes on again changes nothing.
-async fn check_frozen(pool: &PgPool, freeze_at: &'static str) {
-    let site = shared(pool, &["--lease", "2s"]);
-    // The one that stays is there first, so that requests have somebody to go to.
-    let stays = site.start(&Start::default()).await;
-    let mut frozen = site.start(&Start { freeze_at: Some(freeze_at), ..second() }).await;
-    let mut db = site.database().await;
-    let mut threads = Vec::new();
-    while !frozen.is_frozen() {
-        assert!(threads.len() < 2000, "the second server never comes to `{freeze_at}`");
-        threads.append(
-            &mut start_runs(&stays.client(), "slow", &json!({ "steps": 3, "sleep_ms": 100 }), 4)
-                .await,
-        );
+/// Two servers with short leases, of which the second stops before its first COMMIT of a name; and the threads of
+/// the runs that were started until then.
+struct Frozen {
+    stays: Server,
+    frozen: Server,
+    threads: Vec<String>,
+}
+
+impl Frozen {
+    async fn before(site: &Site, freeze_at: &'static str, input: &Value) -> Self {
+        // The one that stays is there first, so that requests have somebody to go to.
+        let stays = site.start(&Start::default()).await;
+        let frozen = site.start(&Start { freeze_at: Some(freeze_at), ..second() }).await;
+        let mut threads = Vec::new();
+        while !frozen.is_frozen() {
+            assert!(threads.len() < 2000, "the second server never comes to `{freeze_at}`");
+            threads.append(&mut start_runs(&stays.client(), "slow", input, 4).await);
+        }
+        Self { stays, frozen, threads }
     }
-    all_ended(&mut db).await;
-    let dead = "select count(*) from instances where deadline < cynai_now()";
-    assert_eq!(count(&mut db, dead).await, 1, "the frozen server's lease has ended");
-    let before = rows(&mut db, &threads).await;
-    let ran = lines(&site, "run").len();
-    frozen.signal(Signal::SIGCONT);
-    let lives = "select count(*) from instances where deadline >= cynai_now()";
-    until("the thawed server has a lease again", async || {
-        (count(&mut db, lives).await == 2).then_some(())
+
+    /// Lets the frozen server go on, and waits until it works again: what it had in hand has gone out by then.
+    async fn thaw(&mut self, site: &Site, db: &mut PgConnection) {
+        let dead = "select count(*) from instances where deadline < cynai_now()";
+        assert_eq!(count(db, dead).await, 1, "the frozen server's lease has ended");
+        self.frozen.signal(Signal::SIGCONT);
+        until("the thawed server ends a run of its own", async || {
+            start_runs(&self.stays.client(), "short", &json!({}), 1).await;
+            lines(site, "run").iter().any(|line| line.node == "only" && line.label == "1").then_some(())
+        })
+        .await;
+    }
+}
+
+fn began_on_thawed(site: &Site, since: usize) -> Vec<Trace> {
+    let mut began = lines(site, "run").split_off(since);
+    began.retain(|line| line.node != "only" && line.label == "1");
+    began
+}
+
+#[sqlx::test]
+async fn a_server_frozen_before_a_commit_does_not_make_it_when_it_is_thawed(pool: PgPool) {
+    let site = shared(&pool, &["--lease", "2s"]);
+    // The runs stay where they are: nothing but the fence tells the late commit from a good one.
+    let input = json!({ "steps": 1, "sleep_ms": 600_000 });
+    let mut servers = Frozen::before(&site, "commit", &input).await;
+    let mut db = site.database().await;
+    let threads = servers.threads.clone();
+    until("the other server has all the runs", async || {
+        let ran = lines(&site, "run");
+        let has = |thread: &String| ran.iter().any(|line| line.thread == *thread && line.label == "0");
+        threads.iter().all(has).then_some(())
     })
     .await;
-    // It works as before; and what it had in hand has gone out by the time that it commits this.
-    stays.kill();
-    start_runs(&frozen.client(), "short", &json!({}), 5).await;
+    let (before, ran) = (rows(&mut db, &threads).await, lines(&site, "run").len());
+    servers.thaw(&site, &mut db).await;
+    assert_eq!(rows(&mut db, &threads).await, before, "a server that had lost its runs wrote to them");
+    assert_eq!(began_on_thawed(&site, ran), [], "an activation began after its run was lost");
+}
+
+/// A server stops inside a transaction. Its locks do not keep the other one from its runs, which come to their end;
+/// and what the first one has in hand when it goes on changes nothing.
+async fn check_frozen_inside(pool: &PgPool, freeze_at: &'static str) {
+    let site = shared(pool, &["--lease", "2s"]);
+    let mut servers = Frozen::before(&site, freeze_at, &json!({ "steps": 3, "sleep_ms": 100 })).await;
+    let mut db = site.database().await;
+    let open = "select count(*) from pg_stat_activity
+                 where datname = current_database() and state = 'idle in transaction'";
+    until("its transaction is open", async || (count(&mut db, open).await > 0).then_some(())).await;
     all_ended(&mut db).await;
-    assert_eq!(
-        rows(&mut db, &threads).await,
-        before,
-        "a server that had lost its runs wrote to them"
-    );
-    let began = lines(&site, "run").split_off(ran);
-    assert!(
-        began.iter().all(|line| line.node == "only"),
-        "an activation began after its run was lost: {began:?}"
-    );
-    frozen.kill();
+    let (before, ran) = (rows(&mut db, &servers.threads).await, lines(&site, "run").len());
+    servers.thaw(&site, &mut db).await;
+    assert_eq!(rows(&mut db, &servers.threads).await, before, "a server that had lost its runs wrote to them");
+    assert_eq!(began_on_thawed(&site, ran), [], "an activation began after its run was lost");
 }
 
 #[sqlx::test]
-async fn a_server_frozen_before_a_step_is_committed_commits_nothing_when_it_is_thawed(
-    pool: PgPool,
-) {
-    check_frozen(&pool, "commit").await;
-}
-
-#[sqlx::test]
-async fn a_server_frozen_inside_a_transaction_neither_commits_nor_blocks_others(pool: PgPool) {
-    check_frozen(&pool, "end").await;
-}
-
-#[sqlx::test]
-async fn a_server_frozen_inside_a_claim_neither_keeps_nor_moves_the_runs(pool: PgPool) {
-    check_frozen(&pool, "claim").await;
+async fn a_server_frozen_while_it_ends_a_run_neither_ends_it_nor_blocks_others(pool: PgPool) {
+    check_frozen_inside(&pool, "end").await;
 }
 
 #[sqlx::test]
@@ -245,9 +257,7 @@ async fn of_two_servers_each_does_at_least_a_quarter_of_a_thousand_runs(pool: Pg
     let (client, other_client) = (first.client(), other.client());
     let nothing = json!({});
     // Each client has its own server, as behind a load balancer; ten at a time.
-    let starts = (0..20).map(|at| {
-        start_runs(if at % 2 == 0 { &client } else { &other_client }, "short", &nothing, 50)
-    });
+    let starts = (0..20).map(|at| start_runs(if at % 2 == 0 { &client } else { &other_client }, "short", &nothing, 50));
     futures::future::join_all(starts).await;
     all_ended(&mut db).await;
     let mut shares = BTreeMap::<String, u32>::new();
@@ -266,8 +276,7 @@ async fn of_two_servers_each_does_at_least_a_quarter_of_a_thousand_runs(pool: Pg
 async fn a_rolling_restart_delays_no_run_and_repeats_nothing(pool: PgPool) {
     // A lease as long as the test's patience: whoever waited for one would fail it.
     let site = shared(&pool, &["--lease", "60s"]);
-    let mut servers =
-        [Some(site.start(&Start::default()).await), Some(site.start(&second()).await)];
+    let mut servers = [Some(site.start(&Start::default()).await), Some(site.start(&second()).await)];
     let mut db = site.database().await;
     let client = servers[0].as_ref().unwrap().client();
     let begun = Instant::now();
@@ -278,11 +287,7 @@ async fn a_rolling_restart_delays_no_run_and_repeats_nothing(pool: PgPool) {
         let stopping = Instant::now();
         let stopped = servers[number].take().unwrap().stop().await;
         assert!(stopped.success(), "{stopped:?}");
-        assert!(
-            stopping.elapsed() < Duration::from_secs(10),
-            "a stop took {:?}",
-            stopping.elapsed()
-        );
+        assert!(stopping.elapsed() < Duration::from_secs(10), "a stop took {:?}", stopping.elapsed());
         servers[number] = Some(site.start(&Start { number, ..Start::default() }).await);
     }
     all_ended(&mut db).await;
@@ -299,12 +304,7 @@ async fn a_cancelled_run_stops_soon_on_whatever_server_it_is(pool: PgPool) {
     let clients = [first.client(), other.client()];
     let input = json!({ "steps": 1, "sleep_ms": 60_000 });
     let threads = start_runs(&clients[0], "slow", &input, 6).await;
-    let tickers = || {
-        lines(&site, "tick")
-            .iter()
-            .map(|line| line.thread.clone())
-            .collect::<std::collections::BTreeSet<_>>()
-    };
+    let tickers = || lines(&site, "tick").iter().map(|line| line.thread.clone()).collect::<std::collections::BTreeSet<_>>();
     until("all of them tick", async || (tickers().len() == 6).then_some(())).await;
     for (at, thread) in threads.iter().enumerate() {
         let run = clients[0].runs(thread).await.unwrap()[0]["run_id"].as_str().unwrap().to_owned();
@@ -321,10 +321,7 @@ async fn a_cancelled_run_stops_soon_on_whatever_server_it_is(pool: PgPool) {
         if now != count {
             (count, since) = (now, Instant::now());
         }
-        assert!(
-            cancelled.elapsed() < Duration::from_secs(4),
-            "activations of cancelled runs go on"
-        );
+        assert!(cancelled.elapsed() < Duration::from_secs(4), "activations of cancelled runs go on");
     }
     let stood_still = since.duration_since(cancelled);
     println!("the last activation of a cancelled run stopped after {stood_still:?}");
@@ -348,8 +345,7 @@ async fn a_schema_newer_than_the_program_is_refused_and_left_alone() {
     let site = Site::new(&[]).with_flags(&["--no-local-worker"]);
     site.start(&Start::default()).await.kill();
     let mut db = site.database().await;
-    let newer =
-        "insert into _sqlx_migrations (version, description, success, checksum, execution_time)
+    let newer = "insert into _sqlx_migrations (version, description, success, checksum, execution_time)
                  values (9999, 'from the future', true, '', 0)";
     sqlx::query(newer).execute(&mut db).await.unwrap();
     let said = refused(&site, &Start::default()).await;
@@ -362,16 +358,10 @@ async fn a_second_server_is_refused_the_same_data_directory_and_the_same_port() 
     let site = Site::new(&[]).with_flags(&["--no-local-worker"]);
     let first = site.start(&Start::default()).await;
     let said = refused(&site, &Start::default()).await;
-    assert!(
-        said.contains("another server uses the data directory") && said.contains("--data-dir"),
-        "{said}"
-    );
+    assert!(said.contains("another server uses the data directory") && said.contains("--data-dir"), "{said}");
     let taken = first.address().trim_start_matches("http://").to_owned();
     let said = refused(&site, &Start { listen: Some(taken.clone()), ..second() }).await;
-    assert!(
-        said.contains(&format!("cannot listen on {taken}")) && said.contains("--listen"),
-        "{said}"
-    );
+    assert!(said.contains(&format!("cannot listen on {taken}")) && said.contains("--listen"), "{said}");
     assert_eq!(first.client().get("/ok").await.unwrap()["ok"], true, "the first one goes on");
     let stopped = first.stop().await;
     assert!(stopped.success(), "{stopped:?}");
