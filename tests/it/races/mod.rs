@@ -179,13 +179,6 @@ impl Moving {
     }
 }
 
-pub fn graph_of(file: &Value, registry: &Registry) -> Arc<Graph> {
-    Arc::new(
-        compile_stored(&file.to_string(), &|_| None, registry)
-            .unwrap_or_else(|problems| panic!("{problems:#?}")),
-    )
-}
-
 impl System {
     pub async fn new(pool: PgPool, files: &[Value]) -> Self {
         let (gate, trace) = (Arc::new(Gate::default()), Arc::new(Trace::default()));
