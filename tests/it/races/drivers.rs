@@ -292,9 +292,9 @@ async fn claims_go_by_priority_then_in_turn_between_owners_then_by_age(pool: PgP
     let instance = InstanceId::new();
     let mut db = system.pool.acquire().await.unwrap();
     let epoch = queue::register(&mut db, instance, "", Duration::from_secs(60)).await.unwrap();
-    let first = queue::claim(&mut db, instance, epoch, 1, false).await.unwrap();
+    let first = queue::claim(&mut db, instance, epoch, queue::Claim::Ready(1)).await.unwrap();
     assert_eq!(first[0].run_id, urgent);
-    let claimed = queue::claim(&mut db, instance, epoch, 8, false).await.unwrap();
+    let claimed = queue::claim(&mut db, instance, epoch, queue::Claim::Ready(8)).await.unwrap();
     let of =
         |owner: UserId| claimed.iter().filter(|grant| owners[&grant.run_id].0 == owner).count();
     assert_eq!((of(anna), of(bert)), (5, 3), "twenty runs do not stand before three");
@@ -405,7 +405,7 @@ async fn a_claim_and_a_wake_of_the_same_run_do_not_wait_for_each_other(pool: PgP
     queue::lock_head(&mut waker, run.run_id).await.unwrap();
     let mut claimer = system.pool.begin().await.unwrap();
     let claiming = async {
-        let grants = queue::claim(&mut claimer, instance, epoch, 1, false).await.unwrap();
+        let grants = queue::claim(&mut claimer, instance, epoch, queue::Claim::Ready(1)).await.unwrap();
         claimer.commit().await.unwrap();
         grants
     };

@@ -52,8 +52,8 @@ pub(crate) struct Start {
     pub(crate) number: usize,
     /// Killed at this crash point.
     pub(crate) crash_at: Option<u64>,
-    /// Stops itself before the first COMMIT of this name.
-    pub(crate) freeze_at: Option<&'static str>,
+    /// Stops itself before the COMMIT of this name and number.
+    pub(crate) freeze_at: Option<(&'static str, u32)>,
     /// Where its crash points are logged.
     pub(crate) crash_log: Option<PathBuf>,
     /// Where it listens, when not on a port of the system's choice.
@@ -135,8 +135,8 @@ impl Site {
         if let Some(at) = start.crash_at {
             command.env("CYNAI_CRASH_AT", at.to_string());
         }
-        if let Some(name) = start.freeze_at {
-            command.env("CYNAI_FREEZE_AT", name);
+        if let Some((name, number)) = start.freeze_at {
+            command.env("CYNAI_FREEZE_AT", format!("{name}:{number}"));
         }
         if let Some(log) = &start.crash_log {
             command.env("CYNAI_CRASH_LOG", log);
