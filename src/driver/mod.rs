@@ -144,8 +144,17 @@ impl Driver {
     ) -> Self {
         let committer = Committer::new(pool.clone());
         let drain = Arc::new(AtomicBool::new(false));
-        let shared =
-            Shared { pool, committer, signals, graphs, nodes, config, drain, authority: Authority::default(), look: Notify::new() };
+        let shared = Shared {
+            pool,
+            committer,
+            signals,
+            graphs,
+            nodes,
+            config,
+            drain,
+            authority: Authority::default(),
+            look: Notify::new(),
+        };
         Self {
             shared: Arc::new(shared),
             leased: Arc::new(AtomicBool::new(false)),
