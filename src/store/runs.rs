@@ -507,7 +507,8 @@ pub async fn updated(
     Ok(())
 }
 
-/// Deletes what a run wrote on a thread: its checkpoints, and the branch pointer goes back with them.
+/// Deletes what a run wrote on a thread: its checkpoints, and the branch pointer goes back with them. What waited
+/// where the run began waits again.
 ///
 /// The caller holds the thread's lock and the run has ended.
 pub async fn roll_back(
@@ -525,7 +526,9 @@ pub async fn roll_back(
          w as (
            delete from writes w using gone g
             where w.thread_id = $1 and w.namespace = g.namespace and w.branch = g.branch and w.seq = g.seq),
-         p as (delete from pending where run_id = $2)
+         p as (
+           delete from pending p using gone g
+            where p.thread_id = $1 and p.namespace = g.namespace and p.branch = g.branch and p.seq = g.seq)
          select 1 as one",
         thread as ThreadId,
         run as RunId,

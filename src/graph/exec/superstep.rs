@@ -281,7 +281,11 @@ impl<'r> Work<'r> {
         let mut waits_stored = false;
         let mut stream = Vec::new();
         // The first rows of a superstep tell what starts; a superstep that was taken up again has them.
-        let untold = if ns.path.is_empty() { run.cursor.place.load(Ordering::Relaxed) == 0 } else { !ns.begun };
+        let untold = if ns.path.is_empty() {
+            run.cursor.place.load(Ordering::Relaxed) == 0
+        } else {
+            !ns.begun
+        };
         for task in plan.iter().filter_map(|planned| planned.tasks.as_ref().ok()).flatten() {
             let Restored { writes, wait } = ns.tasks.remove(&task.id).unwrap_or_default();
             waits_stored |= wait.is_some();
@@ -501,11 +505,12 @@ impl<'r> Work<'r> {
             state: &self.state,
             ambient: &self.run.ambient,
         };
-        if let Some(previous) = activation.previous.filter(|wait| wait.kind == WaitKind::Interrupt)
+        if let Some(previous) = activation.previous
+            && previous.kind == WaitKind::Interrupt
+            && !previous.settled
+            && previous.expired
         {
-            if !previous.settled && previous.expired {
-                return Some(Err(NodeError::fatal("expired", "nobody answered in time")));
-            }
+            return Some(Err(NodeError::fatal("expired", "nobody answered in time")));
         }
         control::run(&activation)
     }
