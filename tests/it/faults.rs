@@ -316,18 +316,18 @@ async fn a_rolling_restart_delays_no_run_and_repeats_nothing(pool: PgPool) {
     let client = servers[0].as_ref().unwrap().client();
     let begun = Instant::now();
     start_runs(&client, "slow", &json!({ "input": { "steps": 40, "sleep_ms": 150 } }), 24).await;
-    for number in 0..2 {
+    for (number, server) in servers.iter_mut().enumerate() {
         let at = lines(&site, "run").len();
         until("both work", async || (lines(&site, "run").len() > at + 50).then_some(())).await;
         let stopping = Instant::now();
-        let stopped = servers[number].take().unwrap().stop().await;
+        let stopped = server.take().unwrap().stop().await;
         assert!(stopped.success(), "{stopped:?}");
         assert!(
             stopping.elapsed() < Duration::from_secs(10),
             "a stop took {:?}",
             stopping.elapsed()
         );
-        servers[number] = Some(site.start(&Start { number, ..Start::default() }).await);
+        *server = Some(site.start(&Start { number, ..Start::default() }).await);
     }
     all_ended(&mut db).await;
     none_repeated(&site);
