@@ -153,8 +153,8 @@ pub async fn begin(
            update heads set seq = $3, first_seq = $3, branch = $4, claims = 0
             where run_id = $1 and fence = $2 and status = 'running' and seq = -1
            returning thread_id),
-         r as (update runs set branch = $4 where run_id = $1)
-         update threads t set branch = $4 from h where t.thread_id = h.thread_id",
+         r as (update runs set branch = $4 where run_id = $1 returning graph_hash)
+         update threads t set branch = $4, graph_hash = r.graph_hash from h, r where t.thread_id = h.thread_id",
         run as RunId,
         fence,
         seq,

@@ -23,6 +23,7 @@ mod races;
 mod retention;
 mod runs;
 mod scoping;
+mod sdk_python;
 mod support;
 mod threads;
 mod versions;
