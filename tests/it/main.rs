@@ -6,6 +6,7 @@
 mod access;
 mod architecture;
 mod assistants;
+mod bench;
 mod cli;
 mod crash_points;
 mod crash_random;
