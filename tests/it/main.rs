@@ -12,6 +12,7 @@
 mod access;
 mod architecture;
 mod assistants;
+mod bench;
 mod checkpointer;
 mod cli;
 mod crash_points;

@@ -43,7 +43,8 @@ fn succeed(command: &mut Command, hint: &str) {
 fn python() -> PathBuf {
     let venv = Path::new(env!("CARGO_TARGET_TMPDIR")).join(SDK.replace("==", "-"));
     let python = venv.join("bin/python");
-    let version = ["-c", "import importlib.metadata as m; assert m.version('langgraph-sdk') == '0.4.14'"];
+    let version =
+        ["-c", "import importlib.metadata as m; assert m.version('langgraph-sdk') == '0.4.14'"];
     if python.exists() && run(Command::new(&python).args(version)).status.success() {
         return python;
     }
@@ -53,7 +54,17 @@ fn python() -> PathBuf {
     succeed(Command::new("python3").args(["-c", "import ensurepip, venv"]), install);
     succeed(Command::new("python3").args(["-m", "venv"]).arg(&venv), install);
     let network = "this test needs a package index of Python's";
-    succeed(Command::new(&python).args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", SDK]), network);
+    succeed(
+        Command::new(&python).args([
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            SDK,
+        ]),
+        network,
+    );
     succeed(Command::new(&python).args(version), "the SDK is not the one that was asked for");
     python
 }
@@ -63,7 +74,11 @@ async fn the_python_sdk_works_unmodified() {
     let python = tokio::task::spawn_blocking(python).await.unwrap();
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let examples = root.join("examples").display().to_string();
-    let site = Site::new(&[("chatty", CHATTY), ("slow", SLOW)]).with_flags(&["--no-local-worker", "--graphs", &examples]);
+    let site = Site::new(&[("chatty", CHATTY), ("slow", SLOW)]).with_flags(&[
+        "--no-local-worker",
+        "--graphs",
+        &examples,
+    ]);
     let server = site.start(&Start::default()).await;
     let token = std::fs::read_to_string(site.path("token")).unwrap();
     let mut command = Command::new(python);
@@ -74,7 +89,8 @@ async fn the_python_sdk_works_unmodified() {
         .env("NO_PROXY", "*")
         .env("PYTHONDONTWRITEBYTECODE", "1");
     let output = tokio::task::spawn_blocking(move || run(&mut command)).await.unwrap();
-    let (said, complained) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let (said, complained) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{said}{complained}");
     assert!(said.contains("the SDK's steps all went as they should"), "{said}");
     let stopped = server.stop().await;
