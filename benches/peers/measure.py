@@ -45,9 +45,9 @@ def processes() -> list[tuple[int, list[str]]]:
     return [(pid, fields) for pid in pids if (fields := stat(pid))]
 
 
-def noise() -> float:
+def noise(samples: int = 8) -> float:
     """The mean number of others' runnable tasks that do not step back for us (nice below 5)."""
-    seen, samples, kernel = 0, 8, 2
+    seen, kernel = 0, 2
     for _ in range(samples):
         for pid, fields in processes():
             ours = pid == os.getpid() or int(fields[1]) in (os.getpid(), kernel)
@@ -59,7 +59,8 @@ def noise() -> float:
 def wait_quiet() -> float:
     """Waits, for a bounded time, until the machine is ours; returns the noise that is left."""
     deadline = time.monotonic() + QUIET_WAIT_S
-    while (level := noise()) > QUIET_AT and time.monotonic() < deadline:
+    samples = 8 if QUIET_WAIT_S > 0 else 1
+    while (level := noise(samples)) > QUIET_AT and time.monotonic() < deadline:
         pass
     return level
 

@@ -470,7 +470,6 @@ async fn end(
         let options = followup_options(grant)?;
         runs::insert_followup(&mut tx, grant.run_id, followup, &options).await?;
     }
-    crate::store::jobs::cancel_of(&mut tx, grant.run_id).await?;
     crash::commit(tx, "end").await?;
     shared.signals.run_ended(grant.run_id);
     if ended.promoted.is_some() {

@@ -16,7 +16,7 @@ use super::assistants::ResolvedAssistant;
 use super::error::ServiceError;
 use super::{checkpoint_id, checks};
 use crate::graph::exec::{Options, Stops};
-use crate::graph::input::{self, Begun, Order, OrderError};
+use crate::graph::input::{self, Begun, Order, OrderError, Standing};
 use crate::graph::model::Graph;
 use crate::graph::step::{Ambient, Position};
 use crate::graph::value::Shared;
@@ -64,8 +64,13 @@ impl Services {
         }
         let thread_id = thread.unwrap_or_else(ThreadId::new);
         let mut tx = self.transaction().await?;
-        let locked = self.thread_for(&mut tx, &accepted, thread_id, thread.is_none()).await?;
-        let placed = self.place(&mut tx, &accepted, thread_id, &locked).await?;
+        let placed = match thread {
+            None => self.place_on_new(&mut tx, &accepted, thread_id).await?,
+            Some(_) => {
+                let locked = self.thread_for(&mut tx, &accepted, thread_id).await?;
+                self.place(&mut tx, &accepted, thread_id, &locked).await?
+            }
+        };
         let input = match placed.position {
             Some(_) => None,
             None => Some(serde_json::to_vec(&accepted.order).map_err(ServiceError::internal)?),
@@ -263,21 +268,62 @@ impl Services {
         Ok(order)
     }
 
+    /// Makes a thread for the run alone. Nobody knows it before the commit, so nothing of it is looked up.
+    async fn place_on_new(
+        &self,
+        tx: &mut PgConnection,
+        accepted: &Accepted<'_>,
+        thread: ThreadId,
+    ) -> Result<Placed, ServiceError> {
+        if let Some(id) = &accepted.request.checkpoint_id {
+            return Err(ServiceError::not_found("checkpoint", id));
+        }
+        if accepted.resume.is_some() {
+            let message = format!("nothing on thread {thread} waits for an answer");
+            return Err(ServiceError::Conflict(message));
+        }
+        if !self.insert_thread(tx, accepted, thread).await? {
+            return Err(ServiceError::internal("a new thread's id was taken"));
+        }
+        let graph = &accepted.resolved.graph;
+        let ambient = self.ambient(accepted, thread);
+        let begun =
+            input::begin(graph, &ambient, Standing::empty(graph), &accepted.order, None, false)
+                .map_err(order_error)?;
+        if let Some(row) = &begun.row {
+            checkpoints::insert(tx, thread, accepted.run_id, row).await?;
+        }
+        Ok(Placed {
+            active: true,
+            position: Some(begun.position),
+            branch: begun.position.branch,
+            ended: Vec::new(),
+        })
+    }
+
+    /// Adds the run's thread, if there is none of that id; answers whether there was not.
+    async fn insert_thread(
+        &self,
+        tx: &mut PgConnection,
+        accepted: &Accepted<'_>,
+        thread: ThreadId,
+    ) -> Result<bool, ServiceError> {
+        let mut metadata = Object::new();
+        metadata.insert("graph_id".to_owned(), Value::from(accepted.resolved.graph.name.clone()));
+        let (owner, now) = (accepted.actor.user_id, self.clock().now());
+        Ok(threads::insert(tx, thread, owner, &metadata, now).await?)
+    }
+
     /// Finds and locks the thread, or makes it.
     async fn thread_for(
         &self,
         tx: &mut PgConnection,
         accepted: &Accepted<'_>,
         thread: ThreadId,
-        own: bool,
     ) -> Result<LockedThread, ServiceError> {
         let missing = || ServiceError::not_found("thread", thread);
-        if own || accepted.request.if_not_exists == IfNotExists::Create {
-            let mut metadata = Object::new();
-            metadata
-                .insert("graph_id".to_owned(), Value::from(accepted.resolved.graph.name.clone()));
-            threads::insert(tx, thread, accepted.actor.user_id, &metadata, self.clock().now())
-                .await?;
+        if accepted.request.if_not_exists == IfNotExists::Create {
+            self.insert_thread(tx, accepted, thread).await?;
         }
         let locked = runs::lock_thread(tx, thread).await?.ok_or_else(missing)?;
         if locked.user_id == accepted.actor.user_id { Ok(locked) } else { Err(missing()) }
@@ -386,11 +432,15 @@ impl Services {
         }
         let fresh = standing.position.is_some()
             && locked.graph_hash.as_deref() != Some(graph.hash.0.as_slice());
-        let ambient = Ambient {
+        let ambient = self.ambient(accepted, thread);
+        input::begin(graph, &ambient, standing, &accepted.order, fork, fresh).map_err(order_error)
+    }
+
+    fn ambient(&self, accepted: &Accepted<'_>, thread: ThreadId) -> Ambient {
+        Ambient {
             run: Shared::new(self.run_var(accepted, thread)),
             env: Shared::new(self.env().clone()),
-        };
-        input::begin(graph, &ambient, standing, &accepted.order, fork, fresh).map_err(order_error)
+        }
     }
 
     fn run_var(&self, accepted: &Accepted<'_>, thread: ThreadId) -> Value {

@@ -17,7 +17,7 @@ use super::api::{
 use super::error::ServiceError;
 use crate::ids::{RunId, ThreadId};
 use crate::store::runs::{self, Ended, Ending, RunOptions, RunRow, Which};
-use crate::store::{checkpoints, crash, jobs, queue};
+use crate::store::{checkpoints, crash, queue};
 
 /// Without a signal, a waiter looks this often.
 const POLL: Duration = Duration::from_secs(1);
@@ -34,9 +34,12 @@ impl Services {
 
     pub(super) async fn run_row(&self, actor: &Actor, key: RunKey) -> Result<RunRow, ServiceError> {
         let mut db = self.pool().acquire().await?;
-        let which = Which { run: Some(key.run), thread: key.thread, ..Which::default() };
-        let found = runs::list(&mut db, actor.user_id, &which, 1, 0).await?.pop();
-        found.ok_or_else(|| ServiceError::not_found("run", key.run))
+        // By its key alone: a listing's filters would have the statement planned anew for each call.
+        runs::find(&mut db, key.run)
+            .await?
+            .filter(|row| row.user_id == actor.user_id)
+            .filter(|row| key.thread.is_none_or(|thread| thread == row.thread_id))
+            .ok_or_else(|| ServiceError::not_found("run", key.run))
     }
 
     /// Runs, newest first.
@@ -51,7 +54,6 @@ impl Services {
         }
         let metadata = Value::Object(filter.metadata);
         let which = Which {
-            run: None,
             thread: filter.thread,
             status: filter.status.map(RunStatus::as_str),
             metadata: metadata.as_object().filter(|keys| !keys.is_empty()).map(|_| &metadata),
@@ -170,7 +172,6 @@ impl Services {
         let Some(ended) = runs::finish(tx, row.thread_id, row.run_id, None, &ending).await? else {
             return Ok(None);
         };
-        jobs::cancel_of(tx, row.run_id).await?;
         if roll_back {
             runs::roll_back(tx, row.thread_id, row.run_id).await?;
             runs::delete(tx, row.run_id).await?;

@@ -235,15 +235,3 @@ pub async fn on_dead_servers(db: &mut PgConnection, limit: i64) -> Result<Vec<Jo
     .await?;
     Ok(jobs)
 }
-
-/// The run has ended: its jobs that have not are to be stopped.
-pub async fn cancel_of(db: &mut PgConnection, run: RunId) -> Result<(), StoreError> {
-    sqlx::query!(
-        "update jobs set status = case status when 'intent' then 'canceled' else 'canceling' end
-          where run_id = $1 and status in ('intent', 'sent')",
-        run as RunId,
-    )
-    .execute(db)
-    .await?;
-    Ok(())
-}

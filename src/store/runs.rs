@@ -194,6 +194,7 @@ pub struct Ended {
 }
 
 /// Ends a run under its fence, or whatever its fence is when the caller says `None`, and promotes the thread's next.
+/// Its jobs that have not ended are to be stopped.
 ///
 /// The caller holds the thread's lock. `None`: the run had ended already or is somebody else's.
 pub async fn finish(
@@ -214,6 +215,9 @@ pub async fn finish(
                     ended_at = cynai_now(), updated_at = cynai_now()
                from h where r.run_id = h.run_id
              returning r.run_id),
+           j as (
+             update jobs j set status = case j.status when 'intent' then 'canceled' else 'canceling' end
+               from h where j.run_id = h.run_id and j.status in ('intent', 'sent')),
            active as (
              select h.run_id from h join threads t on t.thread_id = $1 and t.active_run = h.run_id),
            n as (
@@ -364,8 +368,6 @@ pub struct RunRow {
 /// Runs of a user, newest first: one by id, or those that match.
 #[derive(Debug, Clone, Default)]
 pub struct Which<'a> {
-    /// This one.
-    pub run: Option<RunId>,
     /// On this thread.
     pub thread: Option<ThreadId>,
     /// In this status.
@@ -388,11 +390,10 @@ pub async fn list(
                   assistant_id as "assistant_id: AssistantId", graph_hash, branch, status, multitask_strategy, options,
                   metadata, stream_modes, error, result, cancel_reason, created_at, updated_at, started_at, ended_at
              from runs
-            where user_id = $1 and ($2::uuid is null or run_id = $2) and ($3::uuid is null or thread_id = $3)
-              and ($4::text is null or status = $4) and ($5::jsonb is null or metadata @> $5)
-            order by run_id desc limit $6 offset $7"#,
+            where user_id = $1 and ($2::uuid is null or thread_id = $2)
+              and ($3::text is null or status = $3) and ($4::jsonb is null or metadata @> $4)
+            order by run_id desc limit $5 offset $6"#,
         user as UserId,
-        which.run.map(|run| run.0),
         which.thread.map(|thread| thread.0),
         which.status,
         which.metadata,
@@ -404,7 +405,7 @@ pub async fn list(
     Ok(rows)
 }
 
-/// A run by its id, whoever owns it: the caller has authorized it by its thread.
+/// A run by its id, whoever owns it: the caller checks that, or has done so by its thread.
 pub async fn find(db: &mut PgConnection, run: RunId) -> Result<Option<RunRow>, StoreError> {
     let row = sqlx::query_as!(
         RunRow,

@@ -7,11 +7,13 @@
     clippy::print_stderr,
     unreachable_pub,
     reason = "a test fails by panicking, and says what it measured"
+    reason = "a test fails by panicking"
 )]
 
 mod access;
 mod architecture;
 mod assistants;
+mod bench;
 mod checkpointer;
 mod cli;
 mod crash_points;

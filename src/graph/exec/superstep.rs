@@ -810,7 +810,11 @@ impl<'r> Work<'r> {
             }
             let Status::Done(record) = &slot.status else { continue };
             if record.f.is_some() && self.graph.node(slot.task.node).on_error.is_none() {
-                // The run fails with it: it is not stored, so that a later run tries again.
+                // The run fails with it: what is stored is that a later run makes another attempt.
+                let node = self.graph.node(slot.task.node);
+                if matches!(node.kind, NodeKind::Job(_) | NodeKind::Use { .. }) {
+                    waits.push(next_attempt(slot, &node.name));
+                }
                 continue;
             }
             slot.saved = true;
@@ -865,6 +869,21 @@ fn count(answers: Option<&[u8]>) -> u32 {
     let answers =
         answers.and_then(|bytes| serde_json::from_slice::<Vec<serde::de::IgnoredAny>>(bytes).ok());
     answers.map_or(0, |answers| u32::try_from(answers.len()).unwrap_or(u32::MAX))
+}
+
+/// A wait that is over already: it only says which attempt comes next.
+fn next_attempt(slot: &Slot, node: &str) -> WaitRow {
+    WaitRow {
+        task: slot.task.id,
+        node: node.to_owned(),
+        kind: WaitKind::Retry,
+        attempt: slot.attempt.saturating_add(1),
+        due: Some(Due::After(Duration::ZERO)),
+        name: None,
+        data: None,
+        answer: None,
+        round: slot.next_round(),
+    }
 }
 
 /// Whether a stored wait is not over. A job's node is always asked: it knows whether the job was sent.
