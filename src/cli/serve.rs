@@ -40,11 +40,10 @@ const DIRECT_POOL: u32 = 3;
 /// Between the end of the local worker and its next start.
 const WORKER_RESTART: Duration = Duration::from_secs(1);
 
-/// The database, and the private one behind it when there is one.
+/// The connections to the database.
 struct Database {
     pool: PgPool,
     direct: PgPool,
-    embedded: Option<Embedded>,
 }
 
 /// Runs until SIGTERM or SIGINT.
@@ -57,15 +56,27 @@ pub(super) async fn run(args: ServeArgs) -> anyhow::Result<()> {
         .await
         .map_err(|source| ConfigError::Listen { listen: config.listen, source })?;
     let instance = Instance::take(&config.data_dir)?;
-    let database = open_database(&config).await?;
-    connect::migrate(&database.direct).await?;
-    let result = serve(&config, listener, &instance, &database, stop).await;
+    let (database, embedded) = open_database(&config).await?;
+    // Looked after as long as anything uses it: a database that dies is started again.
+    let (mut keeping, unused) = (JoinSet::new(), CancellationToken::new());
+    if let Some(embedded) = embedded {
+        keeping.spawn(embedded.supervise(unused.clone()));
+    }
+    let served = async {
+        connect::migrate(&database.direct).await?;
+        serve(&config, listener, &instance, &database, stop).await
+    };
+    let served = served.await;
     database.pool.close().await;
     database.direct.close().await;
-    if let Some(embedded) = database.embedded {
-        embedded.stop().await.context("the database did not stop in good order")?;
+    unused.cancel();
+    let mut stopped = Ok(());
+    while let Some(ended) = keeping.join_next().await {
+        let ended = ended.map_err(anyhow::Error::from).and_then(|ended| ended.map_err(anyhow::Error::from));
+        stopped = ended.context("the database did not stop in good order");
     }
-    result
+    // Why the server ended matters more than how its database did.
+    served.and(stopped)
 }
 
 async fn serve(
@@ -240,7 +251,7 @@ fn load_graphs(config: &ServeConfig, registry: &Registry) -> anyhow::Result<Grap
     Ok(GraphCatalog::new(loaded.catalog.iter().map(Arc::clone)))
 }
 
-async fn open_database(config: &ServeConfig) -> anyhow::Result<Database> {
+async fn open_database(config: &ServeConfig) -> anyhow::Result<(Database, Option<Embedded>)> {
     let (options, direct, embedded) = match &config.database {
         DatabaseConfig::Embedded { pg_bin, search_path, pg_user, settings } => {
             let binaries = BinarySearch {
@@ -264,11 +275,8 @@ async fn open_database(config: &ServeConfig) -> anyhow::Result<Database> {
             (parse(url.expose())?, parse(direct_url.expose())?, None)
         }
     };
-    Ok(Database {
-        pool: connect::pool(options, config.pool_size),
-        direct: connect::pool(direct, DIRECT_POOL),
-        embedded,
-    })
+    let (pool, direct) = (connect::pool(options, config.pool_size), connect::pool(direct, DIRECT_POOL));
+    Ok((Database { pool, direct }, embedded))
 }
 
 fn stop_signal() -> anyhow::Result<CancellationToken> {

@@ -21,7 +21,7 @@ use crate::store::checkpointer::RunCheckpointer;
 use crate::store::graphs::GraphError;
 use crate::store::queue::{self, Grant, Parked};
 use crate::store::runs::{self, Ending, RunOptions};
-use crate::store::{StoreError, checkpoints, crash, pending, stream_events};
+use crate::store::{StoreError, checkpoints, crash, pending, stream_events, transaction};
 
 /// A suspect that has run so long without killing the process lets the next one start.
 const SUSPECT_FOR: Duration = Duration::from_secs(5);
@@ -171,6 +171,7 @@ async fn move_run(shared: &Arc<Shared>, grant: &Grant) -> Result<(), AdvanceErro
         run_id: grant.run_id,
         thread_id: grant.thread_id,
         fence: grant.fence,
+        authority: shared.authority.clone(),
         branch: grant.branch,
         root_seq: AtomicI64::new(seq),
         streamed,
@@ -309,7 +310,7 @@ async fn begin_run(
             .map_err(|err| AdvanceError::Unreadable(format!("the run's input: {err}")))?,
         None => Order::default(),
     };
-    let mut tx = shared.pool.begin().await?;
+    let mut tx = transaction::begin(&shared.pool).await?;
     let thread = runs::lock_thread(&mut tx, grant.thread_id).await?.ok_or(AdvanceError::Fenced)?;
     let standing = standing(&mut tx, grant.thread_id, thread.branch, graph).await?;
     let fresh = thread.graph_hash.as_deref() != Some(grant.graph_hash.as_slice());
@@ -460,7 +461,7 @@ async fn end(
     ending: &Ending<'_>,
     followup: Option<RunId>,
 ) -> Result<(), AdvanceError> {
-    let mut tx = shared.pool.begin().await?;
+    let mut tx = transaction::begin(&shared.pool).await?;
     runs::lock_thread(&mut tx, grant.thread_id).await?.ok_or(AdvanceError::Fenced)?;
     let ended =
         runs::finish(&mut tx, grant.thread_id, grant.run_id, Some(grant.fence), ending).await?;
@@ -542,7 +543,7 @@ pub(super) async fn activate_followup(
     thread: ThreadId,
     run: RunId,
 ) -> Result<(), StoreError> {
-    let mut tx = shared.pool.begin().await?;
+    let mut tx = transaction::begin(&shared.pool).await?;
     let locked = runs::lock_thread(&mut tx, thread).await?;
     if locked.is_some_and(|thread| thread.active_run.is_none())
         && runs::activate(&mut tx, thread, run).await?

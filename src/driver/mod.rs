@@ -18,18 +18,19 @@ use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use serde_json::Value;
-use sqlx::{Acquire, PgPool};
+use sqlx::PgPool;
 use tokio::sync::{Notify, Semaphore, broadcast};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::graph::exec::NodeSource;
 use crate::ids::{InstanceId, RunId};
+use crate::store::checkpointer::Authority;
 use crate::store::commit::Committer;
 use crate::store::graphs::Graphs;
 use crate::store::queue::{self, Claim, Grant};
 use crate::store::signals::Signals;
-use crate::store::{StoreError, crash};
+use crate::store::{StoreError, crash, transaction};
 
 /// Without a signal, the tables are looked at this often.
 const POLL: Duration = Duration::from_millis(500);
@@ -85,6 +86,7 @@ pub(crate) struct Shared {
     pub(crate) nodes: Arc<dyn NodeSource>,
     pub(crate) config: DriverConfig,
     pub(crate) drain: Arc<AtomicBool>,
+    pub(crate) authority: Authority,
     /// Tells the driver's loop to look at what is due.
     pub(crate) look: Notify,
 }
@@ -136,7 +138,7 @@ impl Driver {
         let committer = Committer::new(pool.clone());
         let drain = Arc::new(AtomicBool::new(false));
         let shared =
-            Shared { pool, committer, signals, graphs, nodes, config, drain, look: Notify::new() };
+            Shared { pool, committer, signals, graphs, nodes, config, drain, authority: Authority::default(), look: Notify::new() };
         Self {
             shared: Arc::new(shared),
             leased: Arc::new(AtomicBool::new(false)),
@@ -197,6 +199,7 @@ impl Driver {
             let registering = queue::register(&mut db, config.instance, &config.host, config.lease);
             crash::around("register", registering).await?
         };
+        self.shared.authority.hold_until(asked + config.lease);
         tracing::info!(instance = %config.instance, epoch, "the driver has its lease");
         self.leased.store(true, Ordering::Relaxed);
         let mut runs = JoinSet::new();
@@ -241,7 +244,10 @@ impl Driver {
                     .await
             };
             match tokio::time::timeout(left, renewal).await {
-                Ok(Ok(true)) => renewed = asked,
+                Ok(Ok(true)) => {
+                    renewed = asked;
+                    self.shared.authority.hold_until(asked + config.lease);
+                }
                 Ok(Ok(false)) => return End::LeaseLost,
                 Ok(Err(err)) => {
                     tracing::warn!(
@@ -406,7 +412,7 @@ impl Driver {
 
     async fn recover(&self) {
         let result = async {
-            let mut tx = self.shared.pool.begin().await?;
+            let mut tx = transaction::begin(&self.shared.pool).await?;
             let freed = queue::recover(&mut tx, PROMOTE).await?;
             if freed.is_empty() {
                 tx.rollback().await?;
@@ -431,11 +437,12 @@ impl Driver {
     async fn promote_due(&self) -> Result<(), StoreError> {
         let mut db = self.shared.pool.acquire().await?;
         let due = queue::due(&mut db, PROMOTE).await?;
+        drop(db);
         for (thread, run) in due.followups {
             advance::activate_followup(&self.shared, thread, run).await?;
         }
         if due.parked {
-            let mut tx = db.begin().await?;
+            let mut tx = transaction::begin(&self.shared.pool).await?;
             if queue::promote_due(&mut tx, PROMOTE).await? > 0 {
                 crash::commit(tx, "promote").await?;
             } else {

@@ -822,3 +822,7 @@ pub trait Checkpointer: Send + Sync {
     /// Writes everything of `commit` or nothing. Doing the same again is harmless.
     fn commit(&self, commit: Commit) -> BoxFuture<'_, Result<(), CheckpointError>>;
 }
+
+#[cfg(test)]
+#[path = "checkpoint_tests.rs"]
+mod tests;

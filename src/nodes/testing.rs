@@ -54,29 +54,25 @@ struct Argument {
     /// Whether the end of the sleep is traced too.
     #[serde(default)]
     trace_end: bool,
+    /// While it sleeps, a line is traced this often.
+    #[serde(default)]
+    tick_ms: u64,
 }
 
 impl Node for Append {
-    fn run<'a>(
-        &'a self,
-        activation: &'a Activation<'a>,
-    ) -> BoxFuture<'a, Result<Outcome, NodeError>> {
+    fn run<'a>(&'a self, activation: &'a Activation<'a>) -> BoxFuture<'a, Result<Outcome, NodeError>> {
         async move {
             let argument = argument(activation)?;
             trace(activation, &argument, "run")?;
             if argument.sleep_ms > 0 {
                 activation.custom.send(json!({ "sleeping_ms": argument.sleep_ms }));
-                tokio::time::sleep(Duration::from_millis(argument.sleep_ms.min(MAX_SLEEP_MS)))
-                    .await;
+                sleep(activation, &argument).await?;
             }
             if argument.trace_end {
                 trace(activation, &argument, "end")?;
             }
             if activation.attempt <= argument.fail_first {
-                return Err(NodeError::retryable(
-                    "told_to_fail",
-                    format!("attempt {} was told to fail", activation.attempt),
-                ));
+                return Err(NodeError::retryable("told_to_fail", format!("attempt {} was told to fail", activation.attempt)));
             }
             Ok(Outcome::output(argument.output))
         }
@@ -86,6 +82,20 @@ impl Node for Append {
     fn effect(&self) -> Effect {
         Effect::Idempotent
     }
+}
+
+/// Sleeps, in parts when it is to trace between them.
+async fn sleep(activation: &Activation<'_>, argument: &Argument) -> Result<(), NodeError> {
+    let mut left = argument.sleep_ms.min(MAX_SLEEP_MS);
+    let part = if argument.tick_ms > 0 { argument.tick_ms } else { left };
+    while left > 0 {
+        tokio::time::sleep(Duration::from_millis(part.min(left))).await;
+        left = left.saturating_sub(part);
+        if argument.tick_ms > 0 {
+            trace(activation, argument, "tick")?;
+        }
+    }
+    Ok(())
 }
 
 fn argument(activation: &Activation<'_>) -> Result<Argument, NodeError> {
@@ -112,8 +122,7 @@ fn trace(activation: &Activation<'_>, argument: &Argument, event: &str) -> Resul
         activation.attempt,
         activation.node.name,
     );
-    append(Path::new(&argument.file), &line)
-        .map_err(|err| NodeError::fatal("append", format!("{}: {err}", argument.file)))
+    append(Path::new(&argument.file), &line).map_err(|err| NodeError::fatal("append", format!("{}: {err}", argument.file)))
 }
 
 fn append(path: &Path, line: &str) -> std::io::Result<()> {
@@ -127,9 +136,7 @@ mod tests {
 
     fn check(with: Value, expected: Result<(u64, u32), &str>) {
         let read = serde_json::from_value::<Argument>(with);
-        let found = read
-            .map(|argument| (argument.sleep_ms, argument.fail_first))
-            .map_err(|err| err.to_string());
+        let found = read.map(|argument| (argument.sleep_ms, argument.fail_first)).map_err(|err| err.to_string());
         match (found, expected) {
             (Err(found), Err(expected)) => assert!(found.contains(expected), "{found}"),
             (found, expected) => assert_eq!(found, expected.map_err(str::to_owned)),

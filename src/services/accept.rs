@@ -58,9 +58,12 @@ impl Services {
         thread: Option<ThreadId>,
         request: CreateRun,
     ) -> Result<RunView, ServiceError> {
-        let accepted = self.check_run(actor, thread.is_none(), request).await?;
+        let mut accepted = self.check_run(actor, thread.is_none(), request).await?;
+        if let Some(thread) = thread {
+            self.keep_graph(&mut accepted, thread).await?;
+        }
         let thread_id = thread.unwrap_or_else(ThreadId::new);
-        let mut tx = self.pool().begin().await?;
+        let mut tx = self.transaction().await?;
         let placed = match thread {
             None => self.place_on_new(&mut tx, &accepted, thread_id).await?,
             Some(_) => {
@@ -122,6 +125,30 @@ impl Services {
             cancel_reason: None,
             error: None,
         })
+    }
+
+    /// What goes on where the thread stands goes on with the graph that brought it there, also when another
+    /// version of that graph has been loaded since; only an input begins with the version of today.
+    async fn keep_graph(
+        &self,
+        accepted: &mut Accepted<'_>,
+        thread: ThreadId,
+    ) -> Result<(), ServiceError> {
+        if accepted.order.input.is_some() {
+            return Ok(());
+        }
+        let mut db = self.pool().acquire().await?;
+        let hash = runs::graph_of(&mut db, thread).await?;
+        drop(db);
+        let Some(hash) = hash.filter(|hash| *hash != accepted.resolved.graph.hash.0) else {
+            return Ok(());
+        };
+        let graph = self.versions().get(&hash).await?;
+        if graph.name == accepted.resolved.graph.name {
+            input::check(&graph, &accepted.order).map_err(order_error)?;
+            accepted.resolved.graph = graph;
+        }
+        Ok(())
     }
 
     /// Everything about a request that does not depend on the thread.

@@ -160,7 +160,7 @@ impl Services {
         checks::text("name", &request.name, 100)?;
         let now = self.clock().now();
         let expires_at = request.ttl.map(|ttl| expiry(now, ttl)).transpose()?;
-        let mut tx = self.pool().begin().await?;
+        let mut tx = self.transaction().await?;
         let owner_name = self.token_owner(actor, request.user.as_deref())?;
         // The lock makes the count below true until the commit.
         let owner = store::lock_user(&mut tx, owner_name)
@@ -254,7 +254,7 @@ impl Services {
     /// opens nothing and the next start writes it again, never a token that nobody knows.
     pub async fn bootstrap_admin(&self, token_file: &Path) -> Result<Bootstrap, ServiceError> {
         let now = self.clock().now();
-        let mut tx = self.pool().begin().await?;
+        let mut tx = self.transaction().await?;
         let row = UserRow {
             user_id: UserId::new(),
             name: ADMIN.to_owned(),

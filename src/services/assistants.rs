@@ -147,7 +147,7 @@ impl Services {
     /// Makes `catalog` what new runs start: stores every graph and makes its default assistant.
     pub async fn register_graphs(&self, catalog: GraphCatalog) -> Result<(), ServiceError> {
         let now = self.clock().now();
-        let mut tx = self.pool().begin().await?;
+        let mut tx = self.transaction().await?;
         // In order of names, so that two servers that start at once do not wait for each other in turn.
         for graph in catalog.iter() {
             for inner in graph.subgraphs().values() {

@@ -144,7 +144,7 @@ impl Services {
     ) -> Result<bool, ServiceError> {
         let request_json = serde_json::to_vec(request).map_err(ServiceError::internal)?;
         let wait = json!({ "job_id": request.job_id, "lost": order.lost }).to_string().into_bytes();
-        let mut tx = self.pool().begin().await?;
+        let mut tx = self.transaction().await?;
         let new = NewJob {
             job_id: request.job_id,
             run_id: order.run_id,
@@ -180,7 +180,7 @@ impl Services {
         };
         match worker.client.accept(&request).await {
             Ok(status) => {
-                let mut tx = self.pool().begin().await?;
+                let mut tx = self.transaction().await?;
                 jobs::sent(&mut tx, job_id, &worker.name).await?;
                 crash::commit(tx, "job sent").await?;
                 // It was sent before, and has ended: its result may have been fetched already.
@@ -190,7 +190,7 @@ impl Services {
                 Ok(Submitted::Waiting)
             }
             Err(ClientError::Refused { problem }) => {
-                let mut tx = self.pool().begin().await?;
+                let mut tx = self.transaction().await?;
                 jobs::refuse(&mut tx, job_id).await?;
                 crash::commit(tx, "job refused").await?;
                 Ok(Submitted::Refused(problem.detail.clone()))
@@ -208,7 +208,7 @@ impl Services {
     }
 
     async fn postpone(&self, order: &JobOrder<'_>, after: Duration) -> Result<(), ServiceError> {
-        let mut tx = self.pool().begin().await?;
+        let mut tx = self.transaction().await?;
         jobs::postpone(&mut tx, order.run_id, order.task_id, after).await?;
         crash::commit(tx, "job postponed").await?;
         Ok(())
@@ -266,7 +266,7 @@ impl Services {
 
     async fn settle_job(&self, job: JobId, result: &JobResult) -> Result<(), ServiceError> {
         let bytes = serde_json::to_vec(result).map_err(ServiceError::internal)?;
-        let mut tx = self.pool().begin().await?;
+        let mut tx = self.transaction().await?;
         let settled = jobs::settle(&mut tx, job, result.status.as_str(), &bytes).await?;
         crash::commit(tx, "job settled").await?;
         if settled {
@@ -280,7 +280,7 @@ impl Services {
     /// Settles a job as lost: no worker has it any more.
     async fn lose_job(&self, job: JobId) -> Result<(), ServiceError> {
         let lost = json!({ "status": JobState::Lost.as_str() }).to_string().into_bytes();
-        let mut tx = self.pool().begin().await?;
+        let mut tx = self.transaction().await?;
         let settled = jobs::settle(&mut tx, job, JobState::Lost.as_str(), &lost).await?;
         crash::commit(tx, "job lost").await?;
         if settled {
@@ -310,7 +310,7 @@ impl Services {
         drop(db);
         for job in stopping {
             worker.client.stop(job.run_id.0, job.job_id).await.map_err(unreachable)?;
-            let mut tx = self.pool().begin().await?;
+            let mut tx = self.transaction().await?;
             jobs::stopped(&mut tx, job.job_id).await?;
             crash::commit(tx, "job stopped").await?;
         }

@@ -24,11 +24,12 @@ pub mod threads;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use serde_json::Value;
-use sqlx::PgPool;
+use sqlx::{PgPool, Postgres, Transaction};
 
 use crate::clock::Clock;
 use crate::graph::compile::{NoNodes, NodeNames};
 use crate::store::graphs::Graphs;
+use crate::store::transaction;
 
 use access::TokenCache;
 use catalog::GraphCatalog;
@@ -162,6 +163,11 @@ impl Services {
     #[must_use]
     pub fn hub(&self) -> &Hub {
         &self.0.hub
+    }
+
+    /// Opens a transaction.
+    async fn transaction(&self) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+        transaction::begin(self.pool()).await
     }
 
     fn pool(&self) -> &PgPool {

@@ -73,7 +73,7 @@ impl Services {
         _wait: bool,
     ) -> Result<(), ServiceError> {
         let row = self.run_row(actor, key).await?;
-        let mut tx = self.pool().begin().await?;
+        let mut tx = self.transaction().await?;
         let ended = self
             .end_run(&mut tx, &row, action == CancelAction::Rollback, reason.as_deref())
             .await?;
@@ -210,7 +210,7 @@ impl Services {
                 key.run
             )));
         }
-        let mut tx = self.pool().begin().await?;
+        let mut tx = self.transaction().await?;
         runs::delete(&mut tx, key.run).await?;
         crash::commit(tx, "delete run").await?;
         Ok(())
@@ -252,7 +252,7 @@ impl Services {
         if payload.len() > self.limits().input_bytes {
             return Err(super::checks::over("payload", payload.len(), self.limits().input_bytes));
         }
-        let mut tx = self.pool().begin().await?;
+        let mut tx = self.transaction().await?;
         let missing = || ServiceError::not_found("thread", thread);
         let locked = runs::lock_thread(&mut tx, thread).await?.ok_or_else(missing)?;
         if locked.user_id != actor.user_id {

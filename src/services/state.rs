@@ -343,7 +343,7 @@ impl Services {
             ));
         }
         let updates = updates_of(&request.values)?;
-        let mut tx = self.pool().begin().await?;
+        let mut tx = self.transaction().await?;
         let missing = || ServiceError::not_found("thread", thread);
         let locked = runs::lock_thread(&mut tx, thread).await?.ok_or_else(missing)?;
         if locked.user_id != actor.user_id {

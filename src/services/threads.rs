@@ -55,7 +55,7 @@ impl Services {
         self.check_metadata(metadata)?;
         let limit = self.limits().metadata_bytes;
         let now = self.clock().now();
-        let mut tx = self.pool().begin().await?;
+        let mut tx = self.transaction().await?;
         let size = store::merge_metadata(&mut tx, thread, actor.user_id, metadata, now).await?;
         let size = size.ok_or_else(|| ServiceError::not_found("thread", thread))?;
         let size = usize::try_from(size).unwrap_or(usize::MAX);

@@ -1,8 +1,9 @@
 //! The [`Checkpointer`] of one granted run: PostgreSQL, under the grant's fence.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -13,6 +14,26 @@ use super::commit::{CommitError, Committer, Request};
 use super::signals::Signals;
 use crate::graph::checkpoint::{CheckpointError, Checkpointer, Commit, LoadedRows, ValueRef};
 use crate::ids::{RunId, ThreadId};
+
+/// Until when a driver may act, by this process's own clock: the end of its lease as it knows it.
+///
+/// The database decides about commits. This is for what follows a commit: a process that stood still in
+/// between finds here that it must not act on it any more.
+#[derive(Debug, Clone, Default)]
+pub struct Authority(Arc<Mutex<Option<Instant>>>);
+
+impl Authority {
+    /// The lease holds until then.
+    pub fn hold_until(&self, end: Instant) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(end);
+    }
+
+    /// Whether the lease has not ended. One that was never limited has not.
+    #[must_use]
+    pub fn holds(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_none_or(|end| Instant::now() < end)
+    }
+}
 
 /// Stores one run's checkpoints.
 #[derive(Debug)]
@@ -29,6 +50,8 @@ pub struct RunCheckpointer {
     pub thread_id: ThreadId,
     /// The grant's fence.
     pub fence: i64,
+    /// What the grant stands on.
+    pub authority: Authority,
     /// The branch that the run is on.
     pub branch: i32,
     /// The root's last checkpoint.
@@ -103,6 +126,10 @@ impl Checkpointer for RunCheckpointer {
                 commit: Arc::new(commit),
             };
             self.committer.commit(request).await?;
+            if !self.authority.holds() {
+                // It is stored, but what it allows may have been allowed to somebody else meanwhile.
+                return Err(CheckpointError::Fenced);
+            }
             if let Some(seq) = advanced {
                 self.root_seq.store(seq, Ordering::Relaxed);
             }
@@ -110,5 +137,22 @@ impl Checkpointer for RunCheckpointer {
             Ok(())
         }
         .boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn authority_ends_with_the_lease_and_comes_back_with_its_renewal() {
+        let authority = Authority::default();
+        assert!(authority.holds());
+        authority.hold_until(Instant::now());
+        assert!(!authority.holds());
+        authority.clone().hold_until(Instant::now() + Duration::from_secs(60));
+        assert!(authority.holds());
     }
 }

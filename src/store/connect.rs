@@ -14,6 +14,10 @@ static MIGRATIONS: Migrator = sqlx::migrate!();
 /// How long a caller waits for a free connection.
 const ACQUIRE: Duration = Duration::from_secs(10);
 
+/// A transaction of ours that says nothing for so long belongs to a process that is frozen or cut off: the
+/// database ends it, so that its locks do not keep others from the runs that they took over.
+const SILENCE: Duration = Duration::from_secs(5);
+
 /// Why the schema could not be brought up to date.
 #[derive(Debug, thiserror::Error)]
 pub enum SchemaError {
@@ -40,6 +44,19 @@ pub fn pool(options: PgConnectOptions, size: u32) -> PgPool {
         .min_connections(size.min(2))
         .acquire_timeout(ACQUIRE)
         .test_before_acquire(false)
+        .after_connect(|connection, _| {
+            Box::pin(async move {
+                // As a statement, since a pooler may refuse it as a parameter of the connection.
+                let milliseconds = SILENCE.as_millis().to_string();
+                sqlx::query!(
+                    "select set_config('idle_in_transaction_session_timeout', $1, false)",
+                    milliseconds
+                )
+                .fetch_one(connection)
+                .await?;
+                Ok(())
+            })
+        })
         .connect_lazy_with(options)
 }
 

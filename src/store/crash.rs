@@ -2,7 +2,8 @@
 //!
 //! A test starts a server with `CYNAI_CRASH_LOG=FILE` to have each point's number and name appended to
 //! a file, and with `CYNAI_CRASH_AT=N` to have the process killed (SIGKILL, as by a power cut) at the
-//! Nth point. The points exist in builds with debug assertions only; in others they are nothing.
+//! Nth point. With `CYNAI_FREEZE_AT=NAME:N` it stops (SIGSTOP, as by a long pause of its machine) before the
+//! Nth COMMIT of that name, and goes on from there when it is told to. The points exist in builds with debug assertions only; in others they are nothing.
 //!
 //! **Invariant:** every COMMIT of a write goes through [`before`] and [`after`]: a transaction's through
 //! [`commit`], a single statement's through [`around`].
@@ -28,10 +29,12 @@ fn point(when: &'static str, name: &'static str) {
 
     struct Plan {
         at: Option<u64>,
+        freeze: Option<(String, u64)>,
         log: Option<std::path::PathBuf>,
     }
     static PLAN: OnceLock<Plan> = OnceLock::new();
     static PASSED: AtomicU64 = AtomicU64::new(0);
+    static NAMED: AtomicU64 = AtomicU64::new(0);
 
     let plan = PLAN.get_or_init(|| {
         #[expect(
@@ -41,10 +44,13 @@ fn point(when: &'static str, name: &'static str) {
         let var = |name: &str| std::env::var(name).ok();
         Plan {
             at: var("CYNAI_CRASH_AT").and_then(|at| at.parse().ok()),
+            freeze: var("CYNAI_FREEZE_AT")
+                .and_then(|at| at.rsplit_once(':').map(|(name, at)| (name.to_owned(), at.to_owned())))
+                .and_then(|(name, at)| Some((name, at.parse().ok()?))),
             log: var("CYNAI_CRASH_LOG").map(Into::into),
         }
     });
-    if plan.at.is_none() && plan.log.is_none() {
+    if plan.at.is_none() && plan.freeze.is_none() && plan.log.is_none() {
         return;
     }
     let number = PASSED.fetch_add(1, Ordering::SeqCst) + 1;
@@ -52,6 +58,13 @@ fn point(when: &'static str, name: &'static str) {
         && let Ok(mut file) = std::fs::OpenOptions::new().create(true).append(true).open(log)
     {
         let _ = writeln!(file, "{number} {when} {name}");
+    }
+    if let Some((_, at)) = plan.freeze.as_ref().filter(|(named, _)| when == "before" && named == name)
+        && NAMED.fetch_add(1, Ordering::SeqCst) + 1 == *at
+    {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGSTOP);
+        // Another thread may take the signal: this one must not go on until it stands still too.
+        std::thread::sleep(std::time::Duration::from_millis(50));
     }
     if plan.at == Some(number) {
         let _ = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL);

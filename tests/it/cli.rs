@@ -93,13 +93,22 @@ async fn errors_say_what_to_do(pool: PgPool) {
 /// The commands below one, as its help lists them.
 fn commands_below(path: &[String]) -> Vec<Vec<String>> {
     let help = help_of(path);
-    let listed = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
-    let names = listed.filter_map(|line| line.split_whitespace().next()).filter(|name| *name != "help");
+    let listed = help
+        .lines()
+        .skip_while(|line| *line != "Commands:")
+        .skip(1)
+        .take_while(|line| !line.is_empty());
+    let names =
+        listed.filter_map(|line| line.split_whitespace().next()).filter(|name| *name != "help");
     names.map(|name| [path, &[name.to_owned()]].concat()).collect()
 }
 
 fn help_of(path: &[String]) -> String {
-    let done = std::process::Command::new(env!("CARGO_BIN_EXE_cynai")).args(path).arg("--help").output().unwrap();
+    let done = std::process::Command::new(env!("CARGO_BIN_EXE_cynai"))
+        .args(path)
+        .arg("--help")
+        .output()
+        .unwrap();
     assert!(done.status.success(), "{path:?}");
     String::from_utf8(done.stdout).unwrap()
 }
@@ -110,7 +119,9 @@ fn the_help_of_every_command_has_an_example() {
     let mut seen = 0;
     while let Some(path) = open.pop() {
         let called = format!("cynai {}", path.join(" "));
-        let example = help_of(&path).lines().any(|line| !line.starts_with("Usage:") && line.contains(called.trim()));
+        let example = help_of(&path)
+            .lines()
+            .any(|line| !line.starts_with("Usage:") && line.contains(called.trim()));
         assert!(example, "{called} --help has no example");
         open.extend(commands_below(&path));
         seen += 1;

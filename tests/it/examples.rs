@@ -79,7 +79,12 @@ fn triage_cases() -> Vec<Case> {
     vec![
         case("triage", json!({}), Some(json!(true)), json!({"total": 198, "report": report})),
         case("triage", json!({}), Some(json!(false)), said_no),
-        case("triage", json!({"pattern": "nothing*"}), None, json!({"total": 0, "decision": "nobody was asked"})),
+        case(
+            "triage",
+            json!({"pattern": "nothing*"}),
+            None,
+            json!({"total": 0, "decision": "nobody was asked"}),
+        ),
     ]
 }
 
@@ -107,12 +112,17 @@ fn logs() -> PathBuf {
 }
 
 fn lines_with(file: &str, word: &str) -> usize {
-    fs::read_to_string(logs().join(file)).unwrap().lines().filter(|line| line.contains(word)).count()
+    fs::read_to_string(logs().join(file))
+        .unwrap()
+        .lines()
+        .filter(|line| line.contains(word))
+        .count()
 }
 
 fn site() -> Site {
     let files = graph_files(&examples());
-    let files: Vec<(&str, &str)> = files.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
+    let files: Vec<(&str, &str)> =
+        files.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
     Site::new(&files).with_flags(&["--mount", &format!("logs={}", logs().display())])
 }
 
@@ -124,7 +134,12 @@ async fn check(client: &Client, at: usize, case: &Case) {
         client.post(&format!("/threads/{thread}/runs/wait"), &request).await.unwrap()
     };
     let mut output = wait(json!({"input": case.input})).await;
-    assert_eq!(output.get("__interrupt__").is_some(), case.answer.is_some(), "{}: {output}", case.graph);
+    assert_eq!(
+        output.get("__interrupt__").is_some(),
+        case.answer.is_some(),
+        "{}: {output}",
+        case.graph
+    );
     if let Some(answer) = &case.answer {
         output = wait(json!({"command": {"resume": answer}})).await;
     }
@@ -183,10 +198,16 @@ fn the_committed_generator_writes_the_committed_logs() {
     let done = Command::new("python3").arg(&generator).arg(made.path()).output();
     let done = done.expect("python3 runs the generator: apt-get install python3");
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-    let names = |dir: &Path| -> BTreeSet<_> { fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect() };
+    let names = |dir: &Path| -> BTreeSet<_> {
+        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect()
+    };
     assert_eq!(names(made.path()), names(&logs()));
     for name in names(&logs()) {
-        assert_eq!(fs::read(made.path().join(&name)).unwrap(), fs::read(logs().join(&name)).unwrap(), "{name:?}");
+        assert_eq!(
+            fs::read(made.path().join(&name)).unwrap(),
+            fs::read(logs().join(&name)).unwrap(),
+            "{name:?}"
+        );
     }
 }
 
@@ -195,12 +216,33 @@ fn the_documents_show_the_graph_as_it_is() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let draw = |format: &str| {
         let file = examples().join("log-triage/triage.yaml");
-        let done = Command::new(PROGRAM).args(["graph", "show", "--format", format]).arg(file).output().unwrap();
+        let done = Command::new(PROGRAM)
+            .args(["graph", "show", "--format", format])
+            .arg(file)
+            .output()
+            .unwrap();
         assert!(done.status.success());
         String::from_utf8(done.stdout).unwrap()
     };
     let picture = fs::read_to_string(root.join("docs/triage.svg")).unwrap();
-    assert_eq!(picture, draw("svg"), "cynai graph show --format svg -o docs/triage.svg examples/log-triage/triage.yaml");
+    assert_eq!(
+        picture,
+        draw("svg"),
+        "cynai graph show --format svg -o docs/triage.svg examples/log-triage/triage.yaml"
+    );
     let readme = fs::read_to_string(root.join("README.md")).unwrap();
-    assert!(readme.contains(&draw("mermaid")), "README.md shows what `cynai graph show examples/log-triage/triage.yaml` prints");
+    assert!(
+        readme.contains(&draw("mermaid")),
+        "README.md shows what `cynai graph show examples/log-triage/triage.yaml` prints"
+    );
+}
+
+#[test]
+fn the_documents_name_every_route() {
+    let described =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/rest.md")).unwrap();
+    let served = include_str!("routes.txt").lines();
+    let missing: Vec<&str> =
+        served.filter(|route| !described.contains(&format!("`{route}`"))).collect();
+    assert_eq!(missing, Vec::<&str>::new());
 }

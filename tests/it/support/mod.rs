@@ -3,6 +3,7 @@
 
 pub(crate) mod client;
 pub(crate) mod graphs;
+pub(crate) mod load;
 pub(crate) mod server;
 pub(crate) mod traces;
 

@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use sqlx::ConnectOptions;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
+use sqlx::ConnectOptions;
 
 use super::client::{Client, http};
 
@@ -52,10 +52,12 @@ pub(crate) struct Start {
     pub(crate) number: usize,
     /// Killed at this crash point.
     pub(crate) crash_at: Option<u64>,
+    /// Stops itself before the COMMIT of this name and number.
+    pub(crate) freeze_at: Option<(&'static str, u32)>,
     /// Where its crash points are logged.
     pub(crate) crash_log: Option<PathBuf>,
-    /// More flags.
-    pub(crate) flags: Vec<String>,
+    /// Where it listens, when not on a port of the system's choice.
+    pub(crate) listen: Option<String>,
 }
 
 impl Site {
@@ -102,20 +104,24 @@ impl Site {
     pub(crate) fn command(&self, start: &Start) -> Command {
         let mut command = Command::new(PROGRAM);
         // The environment of whoever runs the tests plays no part.
-        for name in ["DATABASE_URL", "DATABASE_DIRECT_URL", "CYNAI_CRASH_AT", "CYNAI_CRASH_LOG"] {
-            command.env_remove(name);
+        for (name, _) in std::env::vars_os() {
+            let text = name.to_string_lossy();
+            if text.starts_with("CYNAI_") || text.starts_with("DATABASE_") || text.starts_with("PG") {
+                command.env_remove(name);
+            }
         }
         command
-            .args(["serve", "--listen", "127.0.0.1:0", "--graphs"])
+            .args(["serve", "--listen", start.listen.as_deref().unwrap_or("127.0.0.1:0"), "--graphs"])
             .arg(self.path("graphs"))
             .arg("--data-dir")
             .arg(self.data_dir(start.number))
             .arg("--env")
             .arg(format!("TRACES={}", self.traces().display()))
+            .arg("--env")
+            .arg(format!("SERVER={}", start.number))
             .arg("--admin-token-file")
             .arg(self.path("token"))
             .args(&self.flags)
-            .args(&start.flags)
             .args(["--log", "info,cynai::gateway=warn"])
             .env("CYNAI_TEST_NODES", "1")
             .env("NO_COLOR", "1")
@@ -129,6 +135,9 @@ impl Site {
         if let Some(at) = start.crash_at {
             command.env("CYNAI_CRASH_AT", at.to_string());
         }
+        if let Some((name, number)) = start.freeze_at {
+            command.env("CYNAI_FREEZE_AT", format!("{name}:{number}"));
+        }
         if let Some(log) = &start.crash_log {
             command.env("CYNAI_CRASH_LOG", log);
         }
@@ -139,12 +148,8 @@ impl Site {
     pub(crate) fn launch(&self, start: &Start) -> Server {
         let log = self.path(&format!("log{}", start.number));
         let log_file = File::options().create(true).append(true).open(&log).unwrap();
-        let mut child = self
-            .command(start)
-            .stdout(Stdio::piped())
-            .stderr(log_file)
-            .spawn()
-            .expect("the server can be started");
+        let mut child =
+            self.command(start).stdout(Stdio::piped()).stderr(log_file).spawn().expect("the server can be started");
         let output = child.stdout.take().unwrap();
         let (sender, receiver) = mpsc::channel();
         // Reads until the server ends, so that it never writes into a closed pipe.
@@ -153,29 +158,35 @@ impl Site {
                 let _ = sender.send(line);
             }
         });
-        Server {
-            child,
-            http: self.http.clone(),
-            address: None,
-            output: receiver,
-            log,
-            token_file: self.path("token"),
-        }
+        Server { child, http: self.http.clone(), address: None, output: receiver, log, token_file: self.path("token") }
     }
 
     /// Starts a server and waits until it is ready.
     pub(crate) async fn start(&self, start: &Start) -> Server {
         let mut server = self.launch(start);
-        assert!(
-            server.ready().await,
-            "the server ended instead of becoming ready:\n{}",
-            server.log_tail()
-        );
+        assert!(server.ready().await, "the server ended instead of becoming ready:\n{}", server.log_tail());
         server
+    }
+
+    /// Sends a signal to every process of the embedded database.
+    pub(crate) fn signal_database(&self, signal: Signal) {
+        let cluster = self.data_dir(0).join("postgres/cluster").canonicalize().unwrap();
+        let pids = fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        let mut count = 0;
+        for pid in pids.filter(|pid| is_postgres_in(*pid, &cluster)) {
+            // One that has just ended is no loss.
+            count += usize::from(kill(Pid::from_raw(pid), signal).is_ok());
+        }
+        assert!(count > 0, "the database does not run");
     }
 
     /// A connection to the site's database, as its superuser where it is the embedded one.
     pub(crate) async fn database(&self) -> PgConnection {
+        self.try_database().await.expect("the database can be reached")
+    }
+
+    /// The same; `None` while it cannot be reached.
+    pub(crate) async fn try_database(&self) -> Option<PgConnection> {
         let options = match &self.database_url {
             Some(url) => url.parse().unwrap(),
             None => PgConnectOptions::new_without_pgpass()
@@ -185,7 +196,7 @@ impl Site {
                 .database("cynai")
                 .ssl_mode(PgSslMode::Disable),
         };
-        options.connect().await.expect("the database can be reached")
+        options.connect().await.ok()
     }
 
     /// The process id of the embedded database, while it lives.
@@ -205,7 +216,8 @@ impl Drop for Site {
             }
         }
         let Some(pid) = postmaster(&self.data_dir(0)) else { return };
-        let _ = kill(pid, Signal::SIGCONT);
+        // A test may have frozen it.
+        self.signal_database(Signal::SIGCONT);
         let _ = kill(pid, Signal::SIGQUIT);
         let deadline = Instant::now() + Duration::from_secs(10);
         while postmaster(&self.data_dir(0)) == Some(pid) && Instant::now() < deadline {
@@ -217,18 +229,14 @@ impl Drop for Site {
 /// The first process of the cluster in `data_dir`, recognised by where it works and what it is.
 fn postmaster(data_dir: &Path) -> Option<Pid> {
     let cluster = data_dir.join("postgres/cluster").canonicalize().ok()?;
-    let pid: i32 = fs::read_to_string(cluster.join("postmaster.pid"))
-        .ok()?
-        .lines()
-        .next()?
-        .trim()
-        .parse()
-        .ok()?;
+    let pid: i32 = fs::read_to_string(cluster.join("postmaster.pid")).ok()?.lines().next()?.trim().parse().ok()?;
+    is_postgres_in(pid, &cluster).then_some(Pid::from_raw(pid))
+}
+
+fn is_postgres_in(pid: i32, cluster: &Path) -> bool {
     let process = PathBuf::from(format!("/proc/{pid}"));
-    let works_there = fs::read_link(process.join("cwd")).is_ok_and(|cwd| cwd == cluster);
-    let is_postgres =
-        fs::read_to_string(process.join("comm")).is_ok_and(|name| name.trim() == "postgres");
-    (works_there && is_postgres).then_some(Pid::from_raw(pid))
+    fs::read_link(process.join("cwd")).is_ok_and(|cwd| cwd == cluster)
+        && fs::read_to_string(process.join("comm")).is_ok_and(|name| name.trim() == "postgres")
 }
 
 impl Server {
@@ -239,11 +247,7 @@ impl Server {
             if self.child.try_wait().unwrap().is_some() {
                 return false;
             }
-            assert!(
-                begun.elapsed() < PATIENCE,
-                "the server does not become ready:\n{}",
-                self.log_tail()
-            );
+            assert!(begun.elapsed() < PATIENCE, "the server does not become ready:\n{}", self.log_tail());
             if let Ok(line) = self.output.try_recv()
                 && let Some(address) = line.strip_prefix("cynai is ready on ")
             {
@@ -283,6 +287,12 @@ impl Server {
         if !self.has_ended() {
             kill(self.pid(), signal).unwrap();
         }
+    }
+
+    /// Whether it stands still.
+    pub(crate) fn is_frozen(&self) -> bool {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
     }
 
     /// Kills it, as a power cut would, and waits until it is gone.
