@@ -6,7 +6,6 @@
     clippy::print_stdout,
     clippy::print_stderr,
     unreachable_pub,
-    reason = "a test fails by panicking, and says what it measured"
     reason = "a test fails by panicking"
 )]
 
