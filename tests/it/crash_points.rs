@@ -30,22 +30,18 @@ name: crash-jobs
 state:
   numbers: { type: array, items: { type: integer } }
   total: { type: integer, reduce: sum, default: 0 }
-  said: { type: string }
 input: [numbers]
 nodes:
   count:
     for_each: ${state.numbers}
     as: n
     max_parallel: 2
-    job: { command: [echo, "${n}"] }
+    job: { command: [cat], stdin: "${string(n)}" }
     timeout: 30s
     retry: { attempts: 2, first: 20ms }
     set: { total: "${int(output.stdout.trim())}" }
-  say:
-    job: { command: [cat], stdin: "${string(state.total)}" }
-    set: { said: "${output.stdout}" }
 edges:
-  - start -> count -> say -> end
+  - start -> count -> end
 "#;
 
 /// A run to be killed.
@@ -59,9 +55,9 @@ struct Scenario {
 
 // The leases are long: a run that is free again soon was freed by the restart.
 const EVERYTHING: Scenario =
-    Scenario { graph: "crash", flags: &["--no-local-worker", "--lease", "60s"], transactions: 50 };
+    Scenario { graph: "crash", flags: &["--no-local-worker", "--lease", "60s"], transactions: 40 };
 const WITH_JOBS: Scenario =
-    Scenario { graph: "crash-jobs", flags: &["--lease", "60s"], transactions: 15 };
+    Scenario { graph: "crash-jobs", flags: &["--lease", "60s"], transactions: 12 };
 
 impl Scenario {
     fn site(self) -> Site {
@@ -79,7 +75,7 @@ impl Scenario {
     fn expected(self) -> Value {
         match self.graph {
             "crash" => graphs::expected("crash"),
-            _ => json!({ "numbers": [1, 2, 3], "total": 6, "said": "6" }),
+            _ => json!({ "numbers": [1, 2, 3], "total": 6 }),
         }
     }
 }
@@ -184,7 +180,7 @@ async fn check_end(
     if scenario.graph == EVERYTHING.graph {
         assert_eq!(of("act").len(), 1, "what acts on the world acted once");
         let attempts: BTreeSet<i32> = of("flaky").iter().map(|line| line.attempt).collect();
-        assert_eq!(attempts, BTreeSet::from([1, 2, 3]));
+        assert_eq!(attempts, BTreeSet::from([1, 2]));
     }
     let open: Vec<String> = sqlx::query_scalar(
         "select 'head ' || status from heads where thread_id = $1::uuid

@@ -7,7 +7,8 @@
 //! a signal; and none is left when the test ends, however it ends.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
@@ -29,6 +30,7 @@ const LOOK: Duration = Duration::from_millis(5);
 #[derive(Debug)]
 pub(crate) struct Site {
     dir: tempfile::TempDir,
+    keeper: Child,
     http: reqwest::Client,
     flags: Vec<String>,
     database_url: Option<String>,
@@ -65,7 +67,8 @@ impl Site {
     pub(crate) fn new(graphs: &[(&str, &str)]) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let dir = tempfile::Builder::new().prefix("cy").tempdir().unwrap();
-        let site = Self { dir, http: http(), flags: Vec::new(), database_url: None };
+        let keeper = keeper(dir.path());
+        let site = Self { dir, keeper, http: http(), flags: Vec::new(), database_url: None };
         fs::create_dir(site.path("graphs")).unwrap();
         for (name, text) in graphs {
             fs::write(site.path("graphs").join(format!("{name}.yaml")), text).unwrap();
@@ -239,15 +242,58 @@ impl Drop for Site {
                 }
             }
         }
-        let Some(pid) = postmaster(&self.data_dir(0)) else { return };
-        // A test may have frozen it.
-        self.signal_database(Signal::SIGCONT);
-        let _ = kill(pid, Signal::SIGQUIT);
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while postmaster(&self.data_dir(0)) == Some(pid) && Instant::now() < deadline {
-            std::thread::sleep(LOOK);
+        if let Some(pid) = postmaster(&self.data_dir(0)) {
+            // A test may have frozen it.
+            self.signal_database(Signal::SIGCONT);
+            let _ = kill(pid, Signal::SIGQUIT);
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while postmaster(&self.data_dir(0)) == Some(pid) && Instant::now() < deadline {
+                std::thread::sleep(LOOK);
+            }
         }
+        if let Some(mut input) = self.keeper.stdin.take() {
+            // Nothing is left for it to do.
+            let _ = writeln!(input, "over");
+        }
+        let _ = self.keeper.wait();
     }
+}
+
+/// Ends what a test leaves behind that is killed itself, and so cannot clean up: servers, which have the site's
+/// directory as theirs, its database, and the files. It hears of the test's end by the end of its input.
+const KEEPER: &str = r#"
+read -r over && exit 0
+tell() {
+  told=1
+  for process in /proc/[0-9]*; do
+    if [ "$(readlink "$process/cwd" 2>/dev/null)" = "$2" ]; then
+      kill "$1" "${process#/proc/}" 2>/dev/null && told=0
+    fi
+  done
+  return $told
+}
+tell -KILL "$1"
+cluster=$1/data0/postgres/cluster
+tell -CONT "$cluster" && tell -QUIT "$cluster"
+for tries in 1 2 3 4 5 6 7 8 9 10; do
+  tell -0 "$cluster" || break
+  sleep 1
+done
+rm -rf "$1"
+"#;
+
+fn keeper(dir: &Path) -> Child {
+    Command::new("sh")
+        .args(["-c", KEEPER, "keeper"])
+        .arg(dir.canonicalize().unwrap())
+        .current_dir("/")
+        // A signal to the tests' process group is not for it.
+        .process_group(0)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("sh can be started")
 }
 
 /// The first process of the cluster in `data_dir`, recognised by where it works and what it is.
