@@ -9,6 +9,8 @@
 //!
 //! Prints one JSON object: seconds, latencies in milliseconds, the mean batch.
 
+#![expect(clippy::print_stdout, reason = "its output is what it prints")]
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};

@@ -117,6 +117,7 @@ create table runs (
 );
 create index runs_thread on runs (thread_id, run_id desc);
 create index runs_user on runs (user_id, run_id desc);
+create index runs_temporary on runs (ended_at) where temporary_thread and ended_at is not null;
 
 -- Hot: one narrow row for each run that has not ended. A step's commit changes seq and claims only,
 -- and no index names them, so the update stays in its page.

@@ -72,7 +72,8 @@ pub(super) async fn run(args: ServeArgs) -> anyhow::Result<()> {
     unused.cancel();
     let mut stopped = Ok(());
     while let Some(ended) = keeping.join_next().await {
-        let ended = ended.map_err(anyhow::Error::from).and_then(|ended| ended.map_err(anyhow::Error::from));
+        let ended =
+            ended.map_err(anyhow::Error::from).and_then(|ended| ended.map_err(anyhow::Error::from));
         stopped = ended.context("the database did not stop in good order");
     }
     // Why the server ended matters more than how its database did.
@@ -275,7 +276,8 @@ async fn open_database(config: &ServeConfig) -> anyhow::Result<(Database, Option
             (parse(url.expose())?, parse(direct_url.expose())?, None)
         }
     };
-    let (pool, direct) = (connect::pool(options, config.pool_size), connect::pool(direct, DIRECT_POOL));
+    let (pool, direct) =
+        (connect::pool(options, config.pool_size), connect::pool(direct, DIRECT_POOL));
     Ok((Database { pool, direct }, embedded))
 }
 

@@ -527,8 +527,7 @@ async fn ask_about_poison(
         grant.thread_id,
         run,
         grant.fence,
-        grant.branch,
-        grant.seq,
+        Position { branch: grant.branch, seq: grant.seq },
         task,
         question.as_bytes(),
     );

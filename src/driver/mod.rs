@@ -11,6 +11,7 @@ mod advance;
 pub mod instance;
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,6 +30,7 @@ use crate::store::checkpointer::Authority;
 use crate::store::commit::Committer;
 use crate::store::graphs::Graphs;
 use crate::store::queue::{self, Claim, Grant};
+use crate::store::retention::{self, Retention};
 use crate::store::signals::Signals;
 use crate::store::{StoreError, crash, transaction};
 
@@ -38,6 +40,8 @@ const POLL: Duration = Duration::from_millis(500);
 const CLAIM: i64 = 16;
 /// Dead drivers' runs are looked for this often, and whether the own ones are still held.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
+/// How often what is too old is deleted.
+const RETAIN_EVERY: Duration = Duration::from_secs(60);
 /// Due rows that one statement moves.
 const PROMOTE: i64 = 1000;
 
@@ -60,6 +64,8 @@ pub struct DriverConfig {
     pub max_claims: i16,
     /// How long a stopping driver lets activations finish.
     pub grace: Duration,
+    /// How long things are kept.
+    pub retention: Retention,
 }
 
 impl Default for DriverConfig {
@@ -73,6 +79,7 @@ impl Default for DriverConfig {
             env: Value::Object(serde_json::Map::new()),
             max_claims: 3,
             grace: Duration::from_secs(10),
+            retention: Retention::default(),
         }
     }
 }
@@ -137,8 +144,17 @@ impl Driver {
     ) -> Self {
         let committer = Committer::new(pool.clone());
         let drain = Arc::new(AtomicBool::new(false));
-        let shared =
-            Shared { pool, committer, signals, graphs, nodes, config, drain, authority: Authority::default(), look: Notify::new() };
+        let shared = Shared {
+            pool,
+            committer,
+            signals,
+            graphs,
+            nodes,
+            config,
+            drain,
+            authority: Authority::default(),
+            look: Notify::new(),
+        };
         Self {
             shared: Arc::new(shared),
             leased: Arc::new(AtomicBool::new(false)),
@@ -206,6 +222,7 @@ impl Driver {
         let end = tokio::select! {
             end = self.keep_lease(epoch, asked) => end,
             end = self.claim_and_run(epoch, &mut runs, stop) => end,
+            never = self.delete_old() => match never {},
         };
         self.leased.store(false, Ordering::Relaxed);
         match end {
@@ -259,6 +276,26 @@ impl Driver {
             }
             if renewed.elapsed() >= config.lease {
                 return End::LeaseLost;
+            }
+        }
+    }
+
+    /// Deletes what is too old, a little at a time.
+    async fn delete_old(&self) -> Infallible {
+        let mut progress = retention::Progress::default();
+        loop {
+            tokio::time::sleep(RETAIN_EVERY).await;
+            match retention::pass(&self.shared.pool, &self.shared.config.retention, &mut progress)
+                .await
+            {
+                Ok(deleted) if deleted == retention::Deleted::default() => {}
+                Ok(deleted) => tracing::debug!(?deleted, "what was too old was deleted"),
+                Err(err) => {
+                    tracing::warn!(
+                        error = &err as &dyn std::error::Error,
+                        "what is too old could not be deleted"
+                    );
+                }
             }
         }
     }

@@ -115,6 +115,15 @@ impl State {
         Self { values, arrived: vec![BTreeSet::new(); graph.joins.len()], errors: Vec::new() }
     }
 
+    /// Gives channels without a value their defaults: the state was another graph's.
+    pub fn fill_defaults(&mut self, graph: &Graph) {
+        for (value, channel) in self.values.iter_mut().zip(&graph.channels) {
+            if value.is_none() {
+                *value = channel.default.clone().map(Shared::new);
+            }
+        }
+    }
+
     /// The value of a channel, if it has one.
     #[must_use]
     pub fn get(&self, channel: ChannelIndex) -> Option<&Shared> {

@@ -30,7 +30,8 @@ fn graph() -> Graph {
         },
         "edges": [{ "from": "start", "to": ["a", "b", "c"] }, { "from": ["a", "b"], "to": "d" }, "c -> end", "d -> end"],
     });
-    compile_stored(&file.to_string(), &|_| None, &NoNodes).unwrap_or_else(|problems| panic!("{problems:#?}"))
+    compile_stored(&file.to_string(), &|_| None, &NoNodes)
+        .unwrap_or_else(|problems| panic!("{problems:#?}"))
 }
 
 /// What is stored, as a store keeps it.
@@ -47,17 +48,32 @@ impl Rows {
             let taken = self.values.insert(ValueRef { channel: channel.clone(), at }, value);
             assert!(taken.is_none(), "two values of `{channel}` at {at:?}");
         }
-        let stored = StoredRow { position: at, next: row.next, changed: row.changed, keyframe: row.keyframe };
+        let stored = StoredRow {
+            position: at,
+            next: row.next,
+            changed: row.changed,
+            keyframe: row.keyframe,
+        };
         assert!(self.rows.insert((at.branch, at.seq), stored).is_none());
     }
 
     fn read(&self, graph: &Graph, at: Position) -> (State, Homes) {
         let from = at.seq - at.seq % KEYFRAME_EVERY;
-        let rows: Vec<StoredRow> =
-            self.rows.range((at.branch, from)..=(at.branch, at.seq)).map(|(_, row)| row.clone()).collect();
-        assert!(rows.iter().any(|row| row.keyframe.is_some()) || from == 0, "nothing to start from at {at:?}");
+        let rows: Vec<StoredRow> = self
+            .rows
+            .range((at.branch, from)..=(at.branch, at.seq))
+            .map(|(_, row)| row.clone())
+            .collect();
+        assert!(
+            rows.iter().any(|row| row.keyframe.is_some()) || from == 0,
+            "nothing to start from at {at:?}"
+        );
         let decoder = Decoder::new(graph).read(&rows).unwrap();
-        let fetched = decoder.refs().into_iter().map(|value| (value.clone(), self.values[&value].clone())).collect();
+        let fetched = decoder
+            .refs()
+            .into_iter()
+            .map(|value| (value.clone(), self.values[&value].clone()))
+            .collect();
         decoder.finish(fetched).unwrap()
     }
 }
@@ -86,22 +102,32 @@ fn text() -> impl Strategy<Value = String> {
 }
 
 fn item() -> impl Strategy<Value = Value> {
-    prop_oneof![any::<i64>().prop_map(Value::from), number(), text().prop_map(Value::from), Just(Value::Null)]
+    prop_oneof![
+        any::<i64>().prop_map(Value::from),
+        number(),
+        text().prop_map(Value::from),
+        Just(Value::Null)
+    ]
 }
 
 fn number() -> impl Strategy<Value = Value> {
     prop_oneof![
         (-1000_i64..1000).prop_map(Value::from),
         (-1e9_f64..1e9).prop_map(Value::from),
-        any::<f64>().prop_filter("JSON has no infinity", |number| number.abs() < 1e300).prop_map(Value::from),
+        any::<f64>()
+            .prop_filter("JSON has no infinity", |number| number.abs() < 1e300)
+            .prop_map(Value::from),
     ]
 }
 
 fn message() -> impl Strategy<Value = Value> {
-    (0_u8..4, text(), prop::bool::weighted(0.8))
-        .prop_map(|(id, content, named)| {
-            if named { json!({ "id": id.to_string(), "content": content }) } else { json!({ "content": content }) }
-        })
+    (0_u8..4, text(), prop::bool::weighted(0.8)).prop_map(|(id, content, named)| {
+        if named {
+            json!({ "id": id.to_string(), "content": content })
+        } else {
+            json!({ "content": content })
+        }
+    })
 }
 
 fn write() -> impl Strategy<Value = (&'static str, Value)> {
@@ -151,9 +177,16 @@ impl Thread {
     fn new() -> Self {
         let graph = graph();
         let (state, homes) = (State::initial(&graph), Homes::initial(&graph));
-        let mut thread =
-            Self { graph, rows: Rows::default(), state, homes, at: Position { branch: 0, seq: -1 }, known: Vec::new() };
-        let defaults = ["messages", "plain", "sum"].map(|name| Change::Set(thread.graph.find_channel(name).unwrap()));
+        let mut thread = Self {
+            graph,
+            rows: Rows::default(),
+            state,
+            homes,
+            at: Position { branch: 0, seq: -1 },
+            known: Vec::new(),
+        };
+        let defaults = ["messages", "plain", "sum"]
+            .map(|name| Change::Set(thread.graph.find_channel(name).unwrap()));
         thread.store(&defaults, false, 0, false);
         thread
     }
@@ -161,7 +194,8 @@ impl Thread {
     fn store(&mut self, changes: &[Change], joins: bool, branch: i32, keyframe: bool) {
         self.at = Position { branch, seq: self.at.seq + 1 };
         let (state, homes) = (&self.state, &mut self.homes);
-        let row = encode(&self.graph, state, homes, self.at, Source::Loop, changes, joins, &[], keyframe);
+        let row =
+            encode(&self.graph, state, homes, self.at, Source::Loop, changes, joins, &[], keyframe);
         self.rows.store(row);
         self.known.push((self.at, self.state.clone()));
     }
@@ -194,7 +228,10 @@ impl Thread {
     fn fail(&mut self, failed: bool) {
         self.state.errors.clear();
         if failed {
-            self.state.errors.push((self.graph.find_node("d").unwrap(), json!({ "kind": "x", "message": "é\u{0}" })));
+            self.state.errors.push((
+                self.graph.find_node("d").unwrap(),
+                json!({ "kind": "x", "message": "é\u{0}" }),
+            ));
         }
     }
 

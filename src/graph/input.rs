@@ -51,8 +51,8 @@ pub struct Begun {
 /// Why a run cannot begin so.
 #[derive(Debug, thiserror::Error)]
 pub enum OrderError {
-    /// The input breaks the schema.
-    #[error("{reason}")]
+    /// The input breaks the schema. Clients that show nothing but the message see the place too.
+    #[error("input{path}: {reason}")]
     Input {
         /// JSON pointer inside the input.
         path: String,
@@ -164,7 +164,8 @@ fn unknown(graph: &Graph, what: &'static str, name: &str) -> OrderError {
 /// Makes a run's first checkpoint.
 ///
 /// With `fork_branch` the row opens that branch and holds the whole state; `fresh_graph` says that the thread's last
-/// run had another graph, so that this graph's names have to be written down anew.
+/// run had another graph, so that this graph's names have to be written down anew, and its defaults hold where the
+/// other graph left nothing.
 ///
 /// # Errors
 /// See [`OrderError`].
@@ -181,6 +182,10 @@ pub fn begin(
     if changes_nothing && fork_branch.is_none() {
         let position = last.ok_or(OrderError::Nothing)?;
         return Ok(Begun { row: None, position });
+    }
+    if fresh_graph {
+        // The row is a keyframe, so they are written down without being named as changes.
+        state.fill_defaults(graph);
     }
     if let Some(input) = &order.input {
         check_input(graph, input)?;
@@ -229,4 +234,42 @@ fn with_defaults(
         }
     }
     changes
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::compile::{NoNodes, compile_stored};
+    use super::super::value::Shared;
+    use super::*;
+
+    fn check(fresh: bool, expected: &Value) {
+        let file = json!({
+            "name": "g",
+            "state": {"n": {"type": "integer", "default": 3}, "m": {"type": "integer", "default": 4},
+                      "k": {"type": "integer"}},
+            "nodes": {"a": {"set": {"k": 1}}},
+            "edges": ["start -> a -> end"],
+        });
+        let graph = compile_stored(&file.to_string(), &|_| None, &NoNodes).unwrap();
+        let mut standing = Standing::empty(&graph);
+        // As it is read from a thread on which a graph ran that had `m` alone.
+        standing.position = Some(Position { branch: 0, seq: 5 });
+        for (at, value) in [(0, None), (1, Some(json!(9))), (2, None)] {
+            standing.state.put(ChannelIndex(at), value);
+        }
+        let ambient = Ambient { run: Shared::new(json!({})), env: Shared::new(json!({})) };
+        let order = Order { input: Some(json!({})), ..Order::default() };
+        let begun = begin(&graph, &ambient, standing, &order, None, fresh).unwrap();
+        let row = begun.row.unwrap();
+        let keyframe = row.keyframe.map(|bytes| serde_json::from_slice::<Value>(&bytes).unwrap());
+        assert_eq!(keyframe.unwrap_or_default(), *expected);
+    }
+
+    #[test]
+    fn a_thread_that_goes_on_with_another_graph_has_that_graph_s_defaults() {
+        check(true, &json!({"n": 3, "m": 9}));
+        check(false, &Value::Null);
+    }
 }

@@ -60,7 +60,10 @@ struct Argument {
 }
 
 impl Node for Append {
-    fn run<'a>(&'a self, activation: &'a Activation<'a>) -> BoxFuture<'a, Result<Outcome, NodeError>> {
+    fn run<'a>(
+        &'a self,
+        activation: &'a Activation<'a>,
+    ) -> BoxFuture<'a, Result<Outcome, NodeError>> {
         async move {
             let argument = argument(activation)?;
             trace(activation, &argument, "run")?;
@@ -72,7 +75,10 @@ impl Node for Append {
                 trace(activation, &argument, "end")?;
             }
             if activation.attempt <= argument.fail_first {
-                return Err(NodeError::retryable("told_to_fail", format!("attempt {} was told to fail", activation.attempt)));
+                return Err(NodeError::retryable(
+                    "told_to_fail",
+                    format!("attempt {} was told to fail", activation.attempt),
+                ));
             }
             Ok(Outcome::output(argument.output))
         }
@@ -122,7 +128,8 @@ fn trace(activation: &Activation<'_>, argument: &Argument, event: &str) -> Resul
         activation.attempt,
         activation.node.name,
     );
-    append(Path::new(&argument.file), &line).map_err(|err| NodeError::fatal("append", format!("{}: {err}", argument.file)))
+    append(Path::new(&argument.file), &line)
+        .map_err(|err| NodeError::fatal("append", format!("{}: {err}", argument.file)))
 }
 
 fn append(path: &Path, line: &str) -> std::io::Result<()> {
@@ -136,7 +143,9 @@ mod tests {
 
     fn check(with: Value, expected: Result<(u64, u32), &str>) {
         let read = serde_json::from_value::<Argument>(with);
-        let found = read.map(|argument| (argument.sleep_ms, argument.fail_first)).map_err(|err| err.to_string());
+        let found = read
+            .map(|argument| (argument.sleep_ms, argument.fail_first))
+            .map_err(|err| err.to_string());
         match (found, expected) {
             (Err(found), Err(expected)) => assert!(found.contains(expected), "{found}"),
             (found, expected) => assert_eq!(found, expected.map_err(str::to_owned)),

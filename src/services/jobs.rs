@@ -7,11 +7,12 @@
 //!
 //! **Invariant:** a job that a worker may still have is never given out under another id.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
 use sha2::{Digest, Sha256};
+use tokio::sync::watch;
 
 use super::Services;
 use super::error::ServiceError;
@@ -30,7 +31,9 @@ const WATCH_LIMIT: usize = 100;
 const RETRY: Duration = Duration::from_secs(1);
 /// How often jobs to be stopped are looked for, beside the signals.
 const STOPS_EVERY: Duration = Duration::from_secs(1);
-/// How long a run waits for a worker to appear before it asks again.
+/// How long a run stays in memory for a worker that is not there yet.
+const APPEARS: Duration = Duration::from_secs(2);
+/// How long a run is parked for a worker to appear before it asks again.
 const NO_WORKER: Duration = Duration::from_secs(2);
 /// No worker makes a run wait longer than this before it asks again.
 const MAX_BUSY: Duration = Duration::from_secs(30);
@@ -46,7 +49,7 @@ pub struct KnownWorker {
 
 /// The workers that this process knows.
 #[derive(Debug, Default)]
-pub(super) struct Workers(RwLock<Option<Arc<KnownWorker>>>);
+pub(super) struct Workers(watch::Sender<Option<Arc<KnownWorker>>>);
 
 /// A job for an activation.
 #[derive(Debug, Clone)]
@@ -102,11 +105,15 @@ impl JobOrder<'_> {
 impl Services {
     /// Sets the worker that jobs are sent to; `None` while there is none.
     pub fn set_worker(&self, worker: Option<KnownWorker>) {
-        *self.workers().0.write().unwrap_or_else(PoisonError::into_inner) = worker.map(Arc::new);
+        self.workers().0.send_replace(worker.map(Arc::new));
     }
 
-    fn worker(&self) -> Option<Arc<KnownWorker>> {
-        self.workers().0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    /// The worker; one that is just being started, as after a restart, is waited for.
+    async fn worker(&self) -> Option<Arc<KnownWorker>> {
+        let mut known = self.workers().0.subscribe();
+        let appears = known.wait_for(Option::is_some);
+        // Neither the end of patience nor that of the process brings one.
+        tokio::time::timeout(APPEARS, appears).await.ok()?.ok()?.clone()
     }
 
     /// Sends a job for an activation, or makes sure that it was sent.
@@ -174,7 +181,7 @@ impl Services {
         drop(db);
         let request: JobRequest =
             serde_json::from_slice(&row.request).map_err(ServiceError::internal)?;
-        let Some(worker) = self.worker() else {
+        let Some(worker) = self.worker().await else {
             self.postpone(order, NO_WORKER).await?;
             return Ok(Submitted::Waiting);
         };

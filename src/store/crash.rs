@@ -45,7 +45,9 @@ fn point(when: &'static str, name: &'static str) {
         Plan {
             at: var("CYNAI_CRASH_AT").and_then(|at| at.parse().ok()),
             freeze: var("CYNAI_FREEZE_AT")
-                .and_then(|at| at.rsplit_once(':').map(|(name, at)| (name.to_owned(), at.to_owned())))
+                .and_then(|at| {
+                    at.rsplit_once(':').map(|(name, at)| (name.to_owned(), at.to_owned()))
+                })
                 .and_then(|(name, at)| Some((name, at.parse().ok()?))),
             log: var("CYNAI_CRASH_LOG").map(Into::into),
         }
@@ -59,7 +61,8 @@ fn point(when: &'static str, name: &'static str) {
     {
         let _ = writeln!(file, "{number} {when} {name}");
     }
-    if let Some((_, at)) = plan.freeze.as_ref().filter(|(named, _)| when == "before" && named == name)
+    if let Some((_, at)) =
+        plan.freeze.as_ref().filter(|(named, _)| when == "before" && named == name)
         && NAMED.fetch_add(1, Ordering::SeqCst) + 1 == *at
     {
         let _ = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGSTOP);

@@ -18,6 +18,7 @@ pub mod health;
 pub mod jobs;
 pub mod pending;
 pub mod queue;
+pub mod retention;
 pub mod runs;
 pub mod signals;
 pub mod status;

@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
 use super::StoreError;
+use crate::graph::step::Position;
 use crate::ids::{RunId, TaskId, ThreadId};
 
 /// An activation that waits.
@@ -118,8 +119,7 @@ pub async fn ask(
     thread: ThreadId,
     run: RunId,
     fence: i64,
-    branch: i32,
-    seq: i64,
+    at: Position,
     task: TaskId,
     data: &[u8],
 ) -> Result<(), StoreError> {
@@ -130,8 +130,8 @@ pub async fn ask(
          on conflict (thread_id, namespace, branch, seq, task_id) do update
             set settled = false, answer = null, data = excluded.data, run_id = excluded.run_id",
         thread as ThreadId,
-        branch,
-        seq,
+        at.branch,
+        at.seq,
         task as TaskId,
         run as RunId,
         data,

@@ -153,8 +153,8 @@ pub async fn begin(
            update heads set seq = $3, first_seq = $3, branch = $4, claims = 0
             where run_id = $1 and fence = $2 and status = 'running' and seq = -1
            returning thread_id),
-         r as (update runs set branch = $4 where run_id = $1)
-         update threads t set branch = $4 from h where t.thread_id = h.thread_id",
+         r as (update runs set branch = $4 where run_id = $1 returning graph_hash)
+         update threads t set branch = $4, graph_hash = r.graph_hash from h, r where t.thread_id = h.thread_id",
         run as RunId,
         fence,
         seq,
@@ -508,7 +508,8 @@ pub async fn updated(
     Ok(())
 }
 
-/// Deletes what a run wrote on a thread: its checkpoints, and the branch pointer goes back with them.
+/// Deletes what a run wrote on a thread: its checkpoints, and the branch pointer goes back with them. What waited
+/// where the run began waits again.
 ///
 /// The caller holds the thread's lock and the run has ended.
 pub async fn roll_back(
@@ -526,7 +527,9 @@ pub async fn roll_back(
          w as (
            delete from writes w using gone g
             where w.thread_id = $1 and w.namespace = g.namespace and w.branch = g.branch and w.seq = g.seq),
-         p as (delete from pending where run_id = $2)
+         p as (
+           delete from pending p using gone g
+            where p.thread_id = $1 and p.namespace = g.namespace and p.branch = g.branch and p.seq = g.seq)
          select 1 as one",
         thread as ThreadId,
         run as RunId,

@@ -31,14 +31,16 @@ mod tests {
 
     /// Gives up opening transactions at many moments; whatever is written next must be committed.
     async fn lost_writes<T>(pool: &PgPool, open: impl AsyncFn(&PgPool) -> T) -> i64 {
-        let one = PgPoolOptions::new().max_connections(1).connect_with((*pool.connect_options()).clone());
+        let one =
+            PgPoolOptions::new().max_connections(1).connect_with((*pool.connect_options()).clone());
         let one = one.await.unwrap();
         sqlx::query("create table written (n int)").execute(pool).await.unwrap();
         for at in 0..200 {
             // Time is up at the first poll, or a little later.
             let _ = tokio::time::timeout(Duration::from_micros(at * 5), open(&one)).await;
             sqlx::query("insert into written values (1)").execute(&one).await.unwrap();
-            let seen: i64 = sqlx::query_scalar("select count(*) from written").fetch_one(pool).await.unwrap();
+            let seen: i64 =
+                sqlx::query_scalar("select count(*) from written").fetch_one(pool).await.unwrap();
             if seen != i64::try_from(at).unwrap() + 1 {
                 return i64::try_from(at).unwrap() + 1 - seen;
             }

@@ -60,11 +60,13 @@ struct Scenario {
 // The leases are long: a run that is free again soon was freed by the restart.
 const EVERYTHING: Scenario =
     Scenario { graph: "crash", flags: &["--no-local-worker", "--lease", "60s"], transactions: 50 };
-const WITH_JOBS: Scenario = Scenario { graph: "crash-jobs", flags: &["--lease", "60s"], transactions: 15 };
+const WITH_JOBS: Scenario =
+    Scenario { graph: "crash-jobs", flags: &["--lease", "60s"], transactions: 15 };
 
 impl Scenario {
     fn site(self) -> Site {
-        Site::new(&[("crash", graphs::CRASH), ("crash-below", graphs::BELOW), ("crash-jobs", JOBS)]).with_flags(self.flags)
+        Site::new(&[("crash", graphs::CRASH), ("crash-below", graphs::BELOW), ("crash-jobs", JOBS)])
+            .with_flags(self.flags)
     }
 
     fn input(self) -> Value {
@@ -83,7 +85,12 @@ impl Scenario {
 }
 
 /// The user: starts the run, answers its questions, reads its end. `None`: the server died.
-async fn drive(scenario: Scenario, server: &mut Server, traces: &Path, thread: &str) -> Option<Value> {
+async fn drive(
+    scenario: Scenario,
+    server: &mut Server,
+    traces: &Path,
+    thread: &str,
+) -> Option<Value> {
     let client = server.client();
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -94,7 +101,11 @@ async fn drive(scenario: Scenario, server: &mut Server, traces: &Path, thread: &
             Err(CallError::Lost(_)) => {}
             Err(err) => panic!("the server refuses: {err:?}"),
         }
-        assert!(Instant::now() < deadline, "thread {thread} does not come to an end:\n{}", server.log_tail());
+        assert!(
+            Instant::now() < deadline,
+            "thread {thread} does not come to an end:\n{}",
+            server.log_tail()
+        );
         tokio::time::sleep(Duration::from_millis(4)).await;
     }
 }
@@ -121,7 +132,9 @@ async fn look(
         Some("idle") => Ok(Some(found["values"].clone())),
         Some("interrupted") => {
             let answers = graphs::answers(&found["interrupts"], traces);
-            client.start_run(thread, scenario.graph, json!({ "command": { "resume": answers } })).await?;
+            client
+                .start_run(thread, scenario.graph, json!({ "command": { "resume": answers } }))
+                .await?;
             Ok(None)
         }
         Some("busy") => Ok(None),
@@ -165,7 +178,9 @@ async fn check_end(
         assert_eq!(chain(&mut db, thread).await, undisturbed);
     }
     let lines = traces::read(&site.traces());
-    let of = |node: &str| lines.iter().filter(|line| line.thread == thread && line.node == node).collect::<Vec<_>>();
+    let of = |node: &str| {
+        lines.iter().filter(|line| line.thread == thread && line.node == node).collect::<Vec<_>>()
+    };
     if scenario.graph == EVERYTHING.graph {
         assert_eq!(of("act").len(), 1, "what acts on the world acted once");
         let attempts: BTreeSet<i32> = of("flaky").iter().map(|line| line.attempt).collect();
@@ -195,8 +210,10 @@ struct Undisturbed {
 }
 
 async fn transactions(db: &mut PgConnection) -> i64 {
-    let text: String =
-        sqlx::query_scalar("select pg_snapshot_xmax(pg_current_snapshot())::text").fetch_one(db).await.unwrap();
+    let text: String = sqlx::query_scalar("select pg_snapshot_xmax(pg_current_snapshot())::text")
+        .fetch_one(db)
+        .await
+        .unwrap();
     text.parse().unwrap()
 }
 
@@ -213,12 +230,16 @@ async fn undisturbed(scenario: Scenario, site: &Site) -> Undisturbed {
     let before = points(&log, " after ");
     let begun = transactions(&mut db).await;
     let thread = Uuid::now_v7().to_string();
-    let values = drive(scenario, &mut server, &site.traces(), &thread).await.expect("nobody kills it");
+    let values =
+        drive(scenario, &mut server, &site.traces(), &thread).await.expect("nobody kills it");
     let ended = transactions(&mut db).await;
     let passed = points(&log, " after ") - before;
     let transactions = u64::try_from(ended - begun).unwrap();
     check_end(scenario, site, &thread, &values, None).await;
-    assert!(transactions >= scenario.transactions, "PostgreSQL counts only {transactions} transactions");
+    assert!(
+        transactions >= scenario.transactions,
+        "PostgreSQL counts only {transactions} transactions"
+    );
     assert!(
         passed >= transactions,
         "PostgreSQL committed {transactions} transactions, and only {passed} of them have crash points:\n{}",
@@ -247,7 +268,14 @@ async fn kill_at(scenario: Scenario, site: &Site, point: u64, chain: &[String]) 
         second.kill();
     }
     committed.check(&mut db, &site.traces()).await;
-    check_end(scenario, site, &thread, &values.expect("nobody kills the second server"), Some(chain)).await;
+    check_end(
+        scenario,
+        site,
+        &thread,
+        &values.expect("nobody kills the second server"),
+        Some(chain),
+    )
+    .await;
     reached
 }
 
@@ -264,8 +292,9 @@ async fn pass(scenario: Scenario, pass: Pass) {
     let begun = Instant::now();
     let first = scenario.site();
     let undisturbed = undisturbed(scenario, &first).await;
-    let wanted: Vec<u64> =
-        (1..=undisturbed.points).filter(|point| pass == Pass::All || matches!(point % 4, 0 | 1)).collect();
+    let wanted: Vec<u64> = (1..=undisturbed.points)
+        .filter(|point| pass == Pass::All || matches!(point % 4, 0 | 1))
+        .collect();
     let mut lanes = Vec::new();
     let mut sites = Some(first);
     for lane in 0..LANES {
@@ -293,7 +322,10 @@ async fn pass(scenario: Scenario, pass: Pass) {
     );
     // Points that come together in one server may come apart in another, so that a few are not reached.
     let commits = undisturbed.transactions * if pass == Pass::All { 2 } else { 1 };
-    assert!(killed * 10 >= commits * 9, "{killed} kills are fewer than the run has commits: {commits} were needed");
+    assert!(
+        killed * 10 >= commits * 9,
+        "{killed} kills are fewer than the run has commits: {commits} were needed"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -31,8 +31,10 @@ fn setting(name: &str) -> Option<u64> {
 }
 
 async fn kill_at_random(kills: u32) {
-    let seed = setting("CYNAI_CRASH_SEED").unwrap_or_else(|| u64::try_from(Uuid::now_v7().as_u128() >> 64).unwrap());
-    let limit = setting("CYNAI_CRASH_SECONDS").filter(|seconds| *seconds > 0).map(Duration::from_secs);
+    let seed = setting("CYNAI_CRASH_SEED")
+        .unwrap_or_else(|| u64::try_from(Uuid::now_v7().as_u128() >> 64).unwrap());
+    let limit =
+        setting("CYNAI_CRASH_SECONDS").filter(|seconds| *seconds > 0).map(Duration::from_secs);
     println!("seed: CYNAI_CRASH_SEED={seed}");
     let mut dice = Dice(seed);
     let site = Site::new(&GRAPHS).with_flags(&["--no-local-worker", "--lease", "30s"]);

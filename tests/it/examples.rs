@@ -236,13 +236,3 @@ fn the_documents_show_the_graph_as_it_is() {
         "README.md shows what `cynai graph show examples/log-triage/triage.yaml` prints"
     );
 }
-
-#[test]
-fn the_documents_name_every_route() {
-    let described =
-        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/rest.md")).unwrap();
-    let served = include_str!("routes.txt").lines();
-    let missing: Vec<&str> =
-        served.filter(|route| !described.contains(&format!("`{route}`"))).collect();
-    assert_eq!(missing, Vec::<&str>::new());
-}

@@ -57,7 +57,9 @@ edges:
 /// Servers that share the test's own database.
 fn shared(pool: &PgPool, flags: &[&str]) -> Site {
     let url = pool.connect_options().to_url_lossy();
-    Site::on_database(&[("slow", SLOW), ("short", SHORT)], url.as_str()).with_flags(&["--no-local-worker"]).with_flags(flags)
+    Site::on_database(&[("slow", SLOW), ("short", SHORT)], url.as_str())
+        .with_flags(&["--no-local-worker"])
+        .with_flags(flags)
 }
 
 fn second() -> Start {
@@ -83,7 +85,10 @@ async fn count(db: &mut PgConnection, query: &'static str) -> i64 {
 
 /// Waits until no run is open.
 async fn all_ended(db: &mut PgConnection) {
-    until("all runs end", async || (count(db, "select count(*) from heads").await == 0).then_some(())).await;
+    until("all runs end", async || {
+        (count(db, "select count(*) from heads").await == 0).then_some(())
+    })
+    .await;
     assert_eq!(count(db, "select count(*) from runs where status <> 'success'").await, 0);
 }
 
@@ -172,7 +177,11 @@ async fn rows(db: &mut PgConnection, threads: &[String]) -> Vec<String> {
 fn unchanged(now: &[String], before: &[String]) {
     let written: Vec<&String> = now.iter().filter(|row| !before.contains(row)).collect();
     assert_eq!(written, [""; 0], "a server that had lost its runs wrote to them");
-    assert_eq!(now.len(), before.len(), "a server that had lost its runs deleted something of them");
+    assert_eq!(
+        now.len(),
+        before.len(),
+        "a server that had lost its runs deleted something of them"
+    );
 }
 
 /// Two servers with short leases, of which the second stops before its first COMMIT of a name; and the threads of
@@ -203,7 +212,10 @@ impl Frozen {
         self.frozen.signal(Signal::SIGCONT);
         until("the thawed server ends a run of its own", async || {
             start_runs(&self.stays.client(), "short", &json!({ "input": {} }), 1).await;
-            lines(site, "run").iter().any(|line| line.node == "only" && line.label == "1").then_some(())
+            lines(site, "run")
+                .iter()
+                .any(|line| line.node == "only" && line.label == "1")
+                .then_some(())
         })
         .await;
     }
@@ -220,14 +232,16 @@ async fn a_server_frozen_before_a_commit_does_not_make_it_when_it_is_thawed(pool
     let site = shared(&pool, &["--lease", "2s", "--pool-size", "3"]);
     // The runs stay where they are: nothing but the fence tells the late commit from a good one.
     // What they stream is committed soon: a run that was taken over shows by it that it does no harm.
-    let request = json!({ "input": { "steps": 1, "sleep_ms": 600_000 }, "stream_mode": ["custom"] });
+    let request =
+        json!({ "input": { "steps": 1, "sleep_ms": 600_000 }, "stream_mode": ["custom"] });
     // Not the first one: by then its connections know the statement, and it goes out in one piece.
     let mut servers = Frozen::before(&site, ("commit", 12), &request).await;
     let mut db = site.database().await;
     let threads = servers.threads.clone();
     until("the other server has all the runs", async || {
         let ran = lines(&site, "run");
-        let has = |thread: &String| ran.iter().any(|line| line.thread == *thread && line.label == "0");
+        let has =
+            |thread: &String| ran.iter().any(|line| line.thread == *thread && line.label == "0");
         threads.iter().all(has).then_some(())
     })
     .await;
@@ -247,7 +261,9 @@ async fn a_server_frozen_before_a_commit_does_not_make_it_when_it_is_thawed(pool
 /// and what the first one has in hand when it goes on changes nothing.
 async fn check_frozen_inside(pool: &PgPool, freeze_at: (&'static str, u32)) {
     let site = shared(pool, &["--lease", "2s"]);
-    let mut servers = Frozen::before(&site, freeze_at, &json!({ "input": { "steps": 3, "sleep_ms": 100 } })).await;
+    let mut servers =
+        Frozen::before(&site, freeze_at, &json!({ "input": { "steps": 3, "sleep_ms": 100 } }))
+            .await;
     let mut db = site.database().await;
     let open = "select count(*) from pg_stat_activity
                  where datname = current_database() and state = 'idle in transaction'";
@@ -273,7 +289,9 @@ async fn of_two_servers_each_does_at_least_a_quarter_of_a_thousand_runs(pool: Pg
     let (client, other_client) = (first.client(), other.client());
     let nothing = json!({ "input": {} });
     // Each client has its own server, as behind a load balancer; ten at a time.
-    let starts = (0..20).map(|at| start_runs(if at % 2 == 0 { &client } else { &other_client }, "short", &nothing, 50));
+    let starts = (0..20).map(|at| {
+        start_runs(if at % 2 == 0 { &client } else { &other_client }, "short", &nothing, 50)
+    });
     futures::future::join_all(starts).await;
     all_ended(&mut db).await;
     let mut shares = BTreeMap::<String, u32>::new();
@@ -292,19 +310,20 @@ async fn of_two_servers_each_does_at_least_a_quarter_of_a_thousand_runs(pool: Pg
 async fn a_rolling_restart_delays_no_run_and_repeats_nothing(pool: PgPool) {
     // A lease as long as the test's patience: whoever waited for one would fail it.
     let site = shared(&pool, &["--lease", "60s"]);
-    let mut servers = [Some(site.start(&Start::default()).await), Some(site.start(&second()).await)];
+    let mut servers =
+        [Some(site.start(&Start::default()).await), Some(site.start(&second()).await)];
     let mut db = site.database().await;
     let client = servers[0].as_ref().unwrap().client();
     let begun = Instant::now();
     start_runs(&client, "slow", &json!({ "input": { "steps": 40, "sleep_ms": 150 } }), 24).await;
-    for number in 0..2 {
+    for (number, server) in servers.iter_mut().enumerate() {
         let at = lines(&site, "run").len();
         until("both work", async || (lines(&site, "run").len() > at + 50).then_some(())).await;
         let stopping = Instant::now();
-        let stopped = servers[number].take().unwrap().stop().await;
+        let stopped = server.take().unwrap().stop().await;
         assert!(stopped.success(), "{stopped:?}");
-        assert!(stopping.elapsed() < Duration::from_secs(10), "a stop took {:?}", stopping.elapsed());
-        servers[number] = Some(site.start(&Start { number, ..Start::default() }).await);
+        assert!(stopping.elapsed() < Duration::from_secs(10), "{:?}", stopping.elapsed());
+        *server = Some(site.start(&Start { number, ..Start::default() }).await);
     }
     all_ended(&mut db).await;
     none_repeated(&site);
@@ -320,7 +339,12 @@ async fn a_cancelled_run_stops_soon_on_whatever_server_it_is(pool: PgPool) {
     let clients = [first.client(), other.client()];
     let request = json!({ "input": { "steps": 1, "sleep_ms": 60_000 } });
     let threads = start_runs(&clients[0], "slow", &request, 6).await;
-    let tickers = || lines(&site, "tick").iter().map(|line| line.thread.clone()).collect::<std::collections::BTreeSet<_>>();
+    let tickers = || {
+        lines(&site, "tick")
+            .iter()
+            .map(|line| line.thread.clone())
+            .collect::<std::collections::BTreeSet<_>>()
+    };
     until("all of them tick", async || (tickers().len() == 6).then_some(())).await;
     for (at, thread) in threads.iter().enumerate() {
         let run = clients[0].runs(thread).await.unwrap()[0]["run_id"].as_str().unwrap().to_owned();
@@ -337,7 +361,10 @@ async fn a_cancelled_run_stops_soon_on_whatever_server_it_is(pool: PgPool) {
         if now != count {
             (count, since) = (now, Instant::now());
         }
-        assert!(cancelled.elapsed() < Duration::from_secs(4), "activations of cancelled runs go on");
+        assert!(
+            cancelled.elapsed() < Duration::from_secs(4),
+            "activations of cancelled runs go on"
+        );
     }
     let stood_still = since.duration_since(cancelled);
     println!("the last activation of a cancelled run stopped after {stood_still:?}");
@@ -361,7 +388,8 @@ async fn a_schema_newer_than_the_program_is_refused_and_left_alone() {
     let site = Site::new(&[]).with_flags(&["--no-local-worker"]);
     site.start(&Start::default()).await.kill();
     let mut db = site.database().await;
-    let newer = "insert into _sqlx_migrations (version, description, success, checksum, execution_time)
+    let newer =
+        "insert into _sqlx_migrations (version, description, success, checksum, execution_time)
                  values (9999, 'from the future', true, '', 0)";
     sqlx::query(newer).execute(&mut db).await.unwrap();
     let said = refused(&site, &Start::default()).await;
@@ -374,10 +402,16 @@ async fn a_second_server_is_refused_the_same_data_directory_and_the_same_port() 
     let site = Site::new(&[]).with_flags(&["--no-local-worker"]);
     let first = site.start(&Start::default()).await;
     let said = refused(&site, &Start::default()).await;
-    assert!(said.contains("another server uses the data directory") && said.contains("--data-dir"), "{said}");
+    assert!(
+        said.contains("another server uses the data directory") && said.contains("--data-dir"),
+        "{said}"
+    );
     let taken = first.address().trim_start_matches("http://").to_owned();
     let said = refused(&site, &Start { listen: Some(taken.clone()), ..second() }).await;
-    assert!(said.contains(&format!("cannot listen on {taken}")) && said.contains("--listen"), "{said}");
+    assert!(
+        said.contains(&format!("cannot listen on {taken}")) && said.contains("--listen"),
+        "{said}"
+    );
     assert_eq!(first.client().get("/ok").await.unwrap()["ok"], true, "the first one goes on");
     let stopped = first.stop().await;
     assert!(stopped.success(), "{stopped:?}");

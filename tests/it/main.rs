@@ -1,7 +1,13 @@
 //! The one integration binary: the parts of Cynai as their users meet them, a database of its own for
 //! each test that needs one.
 
-#![expect(clippy::unwrap_used, unreachable_pub, reason = "a test fails by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    unreachable_pub,
+    reason = "a test fails by panicking"
+)]
 
 mod access;
 mod architecture;
@@ -10,13 +16,15 @@ mod bench;
 mod checkpointer;
 mod cli;
 mod crash_points;
+mod crash_random;
 mod examples;
 mod faults;
-mod crash_random;
 mod gateway;
 mod races;
+mod retention;
 mod runs;
 mod scoping;
+mod sdk_python;
 mod support;
 mod threads;
 mod versions;

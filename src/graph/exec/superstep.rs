@@ -281,7 +281,11 @@ impl<'r> Work<'r> {
         let mut waits_stored = false;
         let mut stream = Vec::new();
         // The first rows of a superstep tell what starts; a superstep that was taken up again has them.
-        let untold = if ns.path.is_empty() { run.cursor.place.load(Ordering::Relaxed) == 0 } else { !ns.begun };
+        let untold = if ns.path.is_empty() {
+            run.cursor.place.load(Ordering::Relaxed) == 0
+        } else {
+            !ns.begun
+        };
         for task in plan.iter().filter_map(|planned| planned.tasks.as_ref().ok()).flatten() {
             let Restored { writes, wait } = ns.tasks.remove(&task.id).unwrap_or_default();
             waits_stored |= wait.is_some();
@@ -501,11 +505,12 @@ impl<'r> Work<'r> {
             state: &self.state,
             ambient: &self.run.ambient,
         };
-        if let Some(previous) = activation.previous.filter(|wait| wait.kind == WaitKind::Interrupt)
+        if let Some(previous) = activation.previous
+            && previous.kind == WaitKind::Interrupt
+            && !previous.settled
+            && previous.expired
         {
-            if !previous.settled && previous.expired {
-                return Some(Err(NodeError::fatal("expired", "nobody answered in time")));
-            }
+            return Some(Err(NodeError::fatal("expired", "nobody answered in time")));
         }
         control::run(&activation)
     }
@@ -805,7 +810,11 @@ impl<'r> Work<'r> {
             }
             let Status::Done(record) = &slot.status else { continue };
             if record.f.is_some() && self.graph.node(slot.task.node).on_error.is_none() {
-                // The run fails with it: it is not stored, so that a later run tries again.
+                // The run fails with it: what is stored is that a later run makes another attempt.
+                let node = self.graph.node(slot.task.node);
+                if matches!(node.kind, NodeKind::Job(_) | NodeKind::Use { .. }) {
+                    waits.push(next_attempt(slot, &node.name));
+                }
                 continue;
             }
             slot.saved = true;
@@ -860,6 +869,21 @@ fn count(answers: Option<&[u8]>) -> u32 {
     let answers =
         answers.and_then(|bytes| serde_json::from_slice::<Vec<serde::de::IgnoredAny>>(bytes).ok());
     answers.map_or(0, |answers| u32::try_from(answers.len()).unwrap_or(u32::MAX))
+}
+
+/// A wait that is over already: it only says which attempt comes next.
+fn next_attempt(slot: &Slot, node: &str) -> WaitRow {
+    WaitRow {
+        task: slot.task.id,
+        node: node.to_owned(),
+        kind: WaitKind::Retry,
+        attempt: slot.attempt.saturating_add(1),
+        due: Some(Due::After(Duration::ZERO)),
+        name: None,
+        data: None,
+        answer: None,
+        round: slot.next_round(),
+    }
 }
 
 /// Whether a stored wait is not over. A job's node is always asked: it knows whether the job was sent.

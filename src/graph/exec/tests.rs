@@ -499,6 +499,24 @@ async fn a_failure_for_good_is_not_tried_again() {
 }
 
 #[tokio::test]
+async fn a_run_that_goes_on_after_a_failure_makes_another_attempt_and_asks_nobody() {
+    let file = json!({
+        "name": "g", "state": { "attempt": { "type": "integer" } },
+        "nodes": { "act": { "use": "act", "set": { "attempt": "${output}" } } },
+        "edges": ["start -> act -> end"],
+    });
+    let script = Script::default().with("act", Effect::Effectful, |activation| {
+        if activation.attempt == 1 {
+            return Err(NodeError::fatal("broken", "known to have failed"));
+        }
+        Ok(Outcome::output(json!(activation.attempt)))
+    });
+    let world = World::new(&[file], script, json!({}));
+    assert_eq!(world.failure().await.kind, "broken");
+    assert_eq!(world.output().await, json!({ "attempt": 2 }));
+}
+
+#[tokio::test]
 async fn an_attempt_that_did_not_start_is_not_counted() {
     let file = json!({
         "name": "g", "state": { "log": log() },

@@ -29,7 +29,8 @@ async fn grants(system: &System, count: usize) -> Vec<Grant> {
     let mut db = system.pool.acquire().await.unwrap();
     let epoch = queue::register(&mut db, instance, "test", Duration::from_secs(60)).await.unwrap();
     let limit = i64::try_from(count).unwrap();
-    let mut grants = queue::claim(&mut db, instance, epoch, queue::Claim::Ready(limit)).await.unwrap();
+    let mut grants =
+        queue::claim(&mut db, instance, epoch, queue::Claim::Ready(limit)).await.unwrap();
     assert_eq!(grants.len(), count);
     grants.sort_by_key(|grant| grant.run_id);
     grants

@@ -405,7 +405,8 @@ async fn a_claim_and_a_wake_of_the_same_run_do_not_wait_for_each_other(pool: PgP
     queue::lock_head(&mut waker, run.run_id).await.unwrap();
     let mut claimer = system.pool.begin().await.unwrap();
     let claiming = async {
-        let grants = queue::claim(&mut claimer, instance, epoch, queue::Claim::Ready(1)).await.unwrap();
+        let grants =
+            queue::claim(&mut claimer, instance, epoch, queue::Claim::Ready(1)).await.unwrap();
         claimer.commit().await.unwrap();
         grants
     };

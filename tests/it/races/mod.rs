@@ -155,7 +155,7 @@ pub struct System {
     pub gate: Arc<Gate>,
     pub trace: Arc<Trace>,
     pub registry: Registry,
-    background: JoinSet<()>,
+    _background: JoinSet<()>,
 }
 
 /// A driver under way. It goes when it is dropped, as if its process had died.
@@ -177,13 +177,6 @@ impl Moving {
     pub async fn kill(mut self) {
         self.tasks.shutdown().await;
     }
-}
-
-pub fn graph_of(file: &Value, registry: &Registry) -> Arc<Graph> {
-    Arc::new(
-        compile_stored(&file.to_string(), &|_| None, registry)
-            .unwrap_or_else(|problems| panic!("{problems:#?}")),
-    )
 }
 
 impl System {
@@ -217,7 +210,7 @@ impl System {
         let mut background = JoinSet::new();
         let (signals, direct) = (Arc::clone(services.hub()), pool.clone());
         background.spawn(async move { signals.run(direct).await });
-        Self { pool, services, actor, gate, trace, registry, background }
+        Self { pool, services, actor, gate, trace, registry, _background: background }
     }
 
     pub fn driver_config() -> DriverConfig {

@@ -329,3 +329,28 @@ async fn an_update_and_a_run_at_once_take_turns(pool: PgPool) {
     driver.stop().await;
     system.check_tables().await;
 }
+
+#[sqlx::test]
+async fn a_rollback_of_the_run_that_went_on_leaves_the_questions_open(pool: PgPool) {
+    let graph = json!({
+        "name": "both", "state": { "log": { "type": "array", "reduce": "append" } },
+        "nodes": { "ask": { "interrupt": { "ask": "?" }, "set": { "log": ["${output}"] } },
+                   "event": { "wait": { "event": "go" }, "set": { "log": ["event"] } } },
+        "edges": [{ "from": "start", "to": ["ask", "event"] }, "ask -> end", "event -> end"],
+    });
+    let system = System::new(pool, &[graph]).await;
+    let driver = system.driver(System::driver_config());
+    let thread = ThreadId::new();
+    let first = system.start(thread, "both", json!({})).await;
+    system.head(&first, "parked").await;
+    cancel(&system, &first, CancelAction::Interrupt).await.unwrap();
+    let second = system.resume(thread, "both", None).await.unwrap();
+    system.head(&second, "parked").await;
+    cancel(&system, &second, CancelAction::Rollback).await.unwrap();
+    let third = system.resume(thread, "both", Some(json!("yes"))).await.unwrap();
+    system.head(&third, "parked").await;
+    system.event(thread, "go", Value::Null).await;
+    assert_eq!(system.wait(&third).await, json!({ "log": ["yes", "event"] }));
+    driver.stop().await;
+    system.check_tables().await;
+}

@@ -137,7 +137,8 @@ async fn parking_notices_what_came_since_the_grant(pool: PgPool) {
     let instance = cynai::ids::InstanceId::new();
     let mut db = system.pool.acquire().await.unwrap();
     let epoch = queue::register(&mut db, instance, "", Duration::from_secs(60)).await.unwrap();
-    let grant = queue::claim(&mut db, instance, epoch, queue::Claim::Ready(1)).await.unwrap().remove(0);
+    let grant =
+        queue::claim(&mut db, instance, epoch, queue::Claim::Ready(1)).await.unwrap().remove(0);
     system.event(run.thread_id, "go", json!(1)).await;
     let parked =
         queue::park(&mut db, grant.run_id, grant.fence, grant.wake, 0, None).await.unwrap();

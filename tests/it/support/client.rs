@@ -83,8 +83,4 @@ impl Client {
     pub(crate) async fn thread(&self, id: &str) -> Called {
         self.get(&format!("/threads/{id}")).await
     }
-
-    pub(crate) async fn state(&self, thread: &str) -> Called {
-        self.get(&format!("/threads/{thread}/state")).await
-    }
 }

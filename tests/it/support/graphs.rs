@@ -152,7 +152,9 @@ pub(crate) fn answers(interrupts: &Value, traces: &Path) -> Value {
         for question in questions.as_array().unwrap() {
             let answer = match question["value"]["reason"].as_str() {
                 // Nobody but us knows whether the attempt acted: the file tells.
-                Some("unknown_outcome") if traces::read(traces).iter().any(|line| line.task == *task) => {
+                Some("unknown_outcome")
+                    if traces::read(traces).iter().any(|line| line.task == *task) =>
+                {
                     json!({ "action": "done", "output": "acted" })
                 }
                 Some("unknown_outcome") => json!({ "action": "retry" }),
@@ -167,4 +169,3 @@ pub(crate) fn answers(interrupts: &Value, traces: &Path) -> Value {
     assert!(!answers.is_empty(), "the thread waits for nobody: {interrupts}");
     Value::Object(answers)
 }
-

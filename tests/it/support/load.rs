@@ -49,8 +49,12 @@ pub(crate) struct Load {
 }
 
 /// The graph files that a load needs.
-pub(crate) const GRAPHS: [(&str, &str); 4] =
-    [("crash", graphs::CRASH), ("crash-below", graphs::BELOW), ("loop", graphs::LOOP), ("fan", graphs::FAN)];
+pub(crate) const GRAPHS: [(&str, &str); 4] = [
+    ("crash", graphs::CRASH),
+    ("crash-below", graphs::BELOW),
+    ("loop", graphs::LOOP),
+    ("fan", graphs::FAN),
+];
 
 fn wanted(number: u64) -> Wanted {
     let graph = ["crash", "loop", "fan", "loop"][usize::try_from(number % 4).unwrap()];
@@ -59,12 +63,18 @@ fn wanted(number: u64) -> Wanted {
 
 /// The threads' statuses as stored, which costs the server nothing.
 async fn statuses(db: &mut PgConnection) -> HashMap<String, String> {
-    let rows = sqlx::query("select thread_id::text, status from threads").fetch_all(db).await.unwrap();
+    let rows =
+        sqlx::query("select thread_id::text, status from threads").fetch_all(db).await.unwrap();
     rows.iter().map(|row| (row.get(0), row.get(1))).collect()
 }
 
 /// Starts what is not accepted yet. A request whose answer was lost is asked about, not repeated blindly.
-async fn start(client: &Client, run: &mut Wanted, known: bool, tally: &mut u32) -> Result<(), CallError> {
+async fn start(
+    client: &Client,
+    run: &mut Wanted,
+    known: bool,
+    tally: &mut u32,
+) -> Result<(), CallError> {
     if !known {
         client.ensure_thread(&run.thread).await?;
     } else if !client.runs(&run.thread).await?.is_empty() {
@@ -108,7 +118,10 @@ async fn attend(
                 tally.1 += 1;
             }
             let resume = graphs::answers(&thread["interrupts"], &site.traces());
-            match client.start_run(&run.thread, run.graph, json!({ "command": { "resume": resume } })).await {
+            match client
+                .start_run(&run.thread, run.graph, json!({ "command": { "resume": resume } }))
+                .await
+            {
                 // Answered by the request before, whose answer was lost.
                 Err(CallError::Refused(StatusCode::CONFLICT, _)) => Ok(false),
                 result => result.map(|_| false),
@@ -126,7 +139,13 @@ impl Load {
     }
 
     /// One look at all runs. Those that ended are replaced while there are to be `more`.
-    pub(crate) async fn look(&mut self, client: &Client, site: &Site, db: &mut PgConnection, more: bool) {
+    pub(crate) async fn look(
+        &mut self,
+        client: &Client,
+        site: &Site,
+        db: &mut PgConnection,
+        more: bool,
+    ) {
         let statuses = statuses(db).await;
         let looks = self.runs.iter_mut().map(|run| {
             let status = statuses.get(&run.thread).cloned();
@@ -160,7 +179,13 @@ impl Load {
     }
 
     /// Keeps the runs under way until the file has `lines` more lines.
-    pub(crate) async fn progress(&mut self, server: &Server, site: &Site, db: &mut PgConnection, lines: usize) {
+    pub(crate) async fn progress(
+        &mut self,
+        server: &Server,
+        site: &Site,
+        db: &mut PgConnection,
+        lines: usize,
+    ) {
         let client = server.client();
         let target = traces::read(&site.traces()).len() + lines;
         let begun = Instant::now();
@@ -178,13 +203,19 @@ impl Load {
         while !self.runs.is_empty() {
             self.look(&client, site, db, false).await;
             let left = &self.runs;
-            assert!(begun.elapsed() < PATIENCE * 2, "these runs do not end: {left:?}\n{}", server.log_tail());
+            assert!(
+                begun.elapsed() < PATIENCE * 2,
+                "these runs do not end: {left:?}\n{}",
+                server.log_tail()
+            );
             tokio::time::sleep(LOOK).await;
         }
-        let left: i64 = sqlx::query_scalar("select (select count(*) from heads) + (select count(*) from queue)")
-            .fetch_one(db)
-            .await
-            .unwrap();
+        let left: i64 = sqlx::query_scalar(
+            "select (select count(*) from heads) + (select count(*) from queue)",
+        )
+        .fetch_one(db)
+        .await
+        .unwrap();
         assert_eq!(left, 0, "every run has ended");
     }
 }

@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
 use sqlx::ConnectOptions;
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
 
 use super::client::{Client, http};
 
@@ -106,12 +106,18 @@ impl Site {
         // The environment of whoever runs the tests plays no part.
         for (name, _) in std::env::vars_os() {
             let text = name.to_string_lossy();
-            if text.starts_with("CYNAI_") || text.starts_with("DATABASE_") || text.starts_with("PG") {
+            if text.starts_with("CYNAI_") || text.starts_with("DATABASE_") || text.starts_with("PG")
+            {
                 command.env_remove(name);
             }
         }
         command
-            .args(["serve", "--listen", start.listen.as_deref().unwrap_or("127.0.0.1:0"), "--graphs"])
+            .args([
+                "serve",
+                "--listen",
+                start.listen.as_deref().unwrap_or("127.0.0.1:0"),
+                "--graphs",
+            ])
             .arg(self.path("graphs"))
             .arg("--data-dir")
             .arg(self.data_dir(start.number))
@@ -148,8 +154,12 @@ impl Site {
     pub(crate) fn launch(&self, start: &Start) -> Server {
         let log = self.path(&format!("log{}", start.number));
         let log_file = File::options().create(true).append(true).open(&log).unwrap();
-        let mut child =
-            self.command(start).stdout(Stdio::piped()).stderr(log_file).spawn().expect("the server can be started");
+        let mut child = self
+            .command(start)
+            .stdout(Stdio::piped())
+            .stderr(log_file)
+            .spawn()
+            .expect("the server can be started");
         let output = child.stdout.take().unwrap();
         let (sender, receiver) = mpsc::channel();
         // Reads until the server ends, so that it never writes into a closed pipe.
@@ -158,20 +168,34 @@ impl Site {
                 let _ = sender.send(line);
             }
         });
-        Server { child, http: self.http.clone(), address: None, output: receiver, log, token_file: self.path("token") }
+        Server {
+            child,
+            http: self.http.clone(),
+            address: None,
+            output: receiver,
+            log,
+            token_file: self.path("token"),
+        }
     }
 
     /// Starts a server and waits until it is ready.
     pub(crate) async fn start(&self, start: &Start) -> Server {
         let mut server = self.launch(start);
-        assert!(server.ready().await, "the server ended instead of becoming ready:\n{}", server.log_tail());
+        assert!(
+            server.ready().await,
+            "the server ended instead of becoming ready:\n{}",
+            server.log_tail()
+        );
         server
     }
 
     /// Sends a signal to every process of the embedded database.
     pub(crate) fn signal_database(&self, signal: Signal) {
         let cluster = self.data_dir(0).join("postgres/cluster").canonicalize().unwrap();
-        let pids = fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        let pids = fs::read_dir("/proc")
+            .unwrap()
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
         let mut count = 0;
         for pid in pids.filter(|pid| is_postgres_in(*pid, &cluster)) {
             // One that has just ended is no loss.
@@ -229,7 +253,13 @@ impl Drop for Site {
 /// The first process of the cluster in `data_dir`, recognised by where it works and what it is.
 fn postmaster(data_dir: &Path) -> Option<Pid> {
     let cluster = data_dir.join("postgres/cluster").canonicalize().ok()?;
-    let pid: i32 = fs::read_to_string(cluster.join("postmaster.pid")).ok()?.lines().next()?.trim().parse().ok()?;
+    let pid: i32 = fs::read_to_string(cluster.join("postmaster.pid"))
+        .ok()?
+        .lines()
+        .next()?
+        .trim()
+        .parse()
+        .ok()?;
     is_postgres_in(pid, &cluster).then_some(Pid::from_raw(pid))
 }
 
@@ -247,7 +277,11 @@ impl Server {
             if self.child.try_wait().unwrap().is_some() {
                 return false;
             }
-            assert!(begun.elapsed() < PATIENCE, "the server does not become ready:\n{}", self.log_tail());
+            assert!(
+                begun.elapsed() < PATIENCE,
+                "the server does not become ready:\n{}",
+                self.log_tail()
+            );
             if let Ok(line) = self.output.try_recv()
                 && let Some(address) = line.strip_prefix("cynai is ready on ")
             {
@@ -291,7 +325,8 @@ impl Server {
 
     /// Whether it stands still.
     pub(crate) fn is_frozen(&self) -> bool {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
+        let stat =
+            fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
         stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
     }
 

@@ -108,7 +108,11 @@ impl Committed {
     pub(crate) async fn check(&self, db: &mut PgConnection, traces: &Path) {
         let jobs = jobs_of_completed(db).await;
         for (task, count) in &self.jobs {
-            assert_eq!(jobs.get(task), Some(count), "the job of {task} was completed, and another one was made");
+            assert_eq!(
+                jobs.get(task),
+                Some(count),
+                "the job of {task} was completed, and another one was made"
+            );
         }
         let all = read(traces);
         for line in &all[self.lines..] {
