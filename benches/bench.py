@@ -452,11 +452,15 @@ def arguments() -> argparse.Namespace:
 
 @contextmanager
 def ended_by_signals():
-    """A signal ends the measurement as an error does: with everything that was started gone."""
+    """A signal ends the measurement as an error does; what was started is then removed undisturbed."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
     def stop(number: int, _frame) -> None:
+        for other in numbers:
+            signal.signal(other, signal.SIG_IGN)
         sys.exit(128 + number)
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in numbers:
         signal.signal(number, stop)
     yield
 
@@ -474,7 +478,7 @@ def main() -> None:
                     workload(bench)
                     tell(f"{name} took {time.monotonic() - since:.0f} s")
         except Broken as err:
-            sys.exit(f"bench: {err}")
+            sys.exit(f"bench: {err}\nthe end of the server's log:\n{bench.server.log_tail()}")
         finally:
             bench.close()
     tell(f"all took {time.monotonic() - begun:.0f} s")

@@ -105,8 +105,11 @@ class Server:
         line = self.process.stdout.readline()
         ready = time.time()
         if b"ready" not in line:
-            raise Broken(f"the server did not start:\n{self.log.read_text()[-2000:]}")
+            raise Broken("the server did not start")
         return ready
+
+    def log_tail(self) -> str:
+        return self.log.read_text(errors="replace")[-3000:] if self.log.exists() else ""
 
     def wait_ready(self) -> float:
         """Asks until requests are welcome, the driver's lease included."""
