@@ -1,7 +1,7 @@
 //! Checks of graph files: what is wrong, where, and what to do about it.
 //!
 //! A problem is found on the parsed file, which knows no lines, so a [`Diagnostic`] names the place by
-//! its path; the loader, which has the text, adds file, line and column ([`Diagnostic::locate`]).
+//! its path; the loader, which has the text, adds file, line and column ([`super::source::Source::locate`]).
 
 pub(crate) mod flow;
 mod joins;
