@@ -200,3 +200,38 @@ fn print(text: &str) -> anyhow::Result<()> {
         result => Ok(result?),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: GraphArgs,
+    }
+
+    fn check(text: &str, flags: &[&str], expected: Result<(), &str>) {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("g.yaml");
+        std::fs::write(&file, text).unwrap();
+        let file = file.to_str().unwrap();
+        let line = ["graph", "check", file].into_iter().chain(flags.iter().copied());
+        let result = run(Cli::parse_from(line).args).map_err(|err| err.to_string());
+        assert_eq!(result, expected.map_err(str::to_owned), "{text} {flags:?}");
+    }
+
+    #[test]
+    fn errors_fail_the_command_and_warnings_only_when_they_are_denied() {
+        let sound = "{ name: g, nodes: { a: { use: mine } }, edges: [start -> a -> end] }";
+        check(sound, &["--node", "mine"], Ok(()));
+        check(sound, &["--node", "mine", "--json"], Ok(()));
+        check(sound, &[], Err("1 graph: 1 error"));
+        let warned =
+            "{ name: g, nodes: { a: { use: mine } }, edges: [start -> a -> end, a -> end] }";
+        check(warned, &["--node", "mine"], Ok(()));
+        check(warned, &["--node", "mine", "--deny-warnings"], Err("1 graph: 1 warning"));
+    }
+}

@@ -118,7 +118,7 @@ fn trace(activation: &Activation<'_>, argument: &Argument, event: &str) -> Resul
         other => other.to_string(),
     };
     let line = format!(
-        "{}|{}|{}|{}|{}|{}|{}|{label}|{event}\n",
+        "{}|{}|{}|{}|{}|{}|{}|{label}|{event}|",
         activation.thread_id,
         // Namespaces of subgraphs hold the separator.
         activation.namespace.replace('|', "/"),
@@ -132,9 +132,19 @@ fn trace(activation: &Activation<'_>, argument: &Argument, event: &str) -> Resul
         .map_err(|err| NodeError::fatal("append", format!("{}: {err}", argument.file)))
 }
 
+/// The length of a record. It divides a page: the kernel writes a page at a time and may stop between two of
+/// them when the process is killed, so a record of another length could be torn.
+const RECORD: usize = 256;
+
 fn append(path: &Path, line: &str) -> std::io::Result<()> {
     let mut file = OpenOptions::new().create(true).append(true).open(path)?;
-    file.write_all(line.as_bytes())
+    if line.len() >= RECORD {
+        return Err(std::io::Error::other(format!("a line of {RECORD} bytes or more")));
+    }
+    let mut record = line.as_bytes().to_vec();
+    record.resize(RECORD - 1, b' ');
+    record.push(b'\n');
+    file.write_all(&record)
 }
 
 #[cfg(test)]

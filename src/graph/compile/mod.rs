@@ -7,6 +7,7 @@
 //! **Invariant:** a [`Graph`] that comes from here holds only indices that exist.
 
 mod edges;
+mod kinds;
 mod nodes;
 mod state;
 

@@ -11,6 +11,7 @@
 //! **Invariant:** an evaluation is pure (no clock, no randomness), ends within [`MAX_STEPS`] steps,
 //! and builds at most [`MAX_BUILT_BYTES`]; it never panics, whatever the data.
 
+mod arithmetic;
 mod eval;
 mod functions;
 mod lower;

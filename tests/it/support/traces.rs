@@ -51,7 +51,8 @@ pub(crate) fn read(path: &Path) -> Vec<Trace> {
 
 fn parse(line: &str) -> Option<Trace> {
     let parts: Vec<&str> = line.split('|').collect();
-    let [thread, namespace, branch, seq, task, attempt, node, label, event] =
+    // What follows the last separator pads the line.
+    let [thread, namespace, branch, seq, task, attempt, node, label, event, _] =
         parts.try_into().ok()?;
     Some(Trace {
         thread: thread.to_owned(),
