@@ -163,6 +163,7 @@ fn worker_config(config: &ServeConfig, worker: &LocalWorkerConfig) -> WorkerConf
         mounts: worker.mounts.clone(),
         images: worker.images.clone(),
         slots: worker.slots,
+        bwrap: worker.bubblewrap.clone(),
         ..WorkerConfig::new(Token::random(), config.data_dir.join("worker"))
     }
 }

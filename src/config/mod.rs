@@ -118,6 +118,10 @@ pub struct ServeArgs {
     #[arg(long, env = "CYNAI_SLOTS", value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub slots: Option<u16>,
 
+    /// The bubblewrap program that makes the sandboxes of this machine.
+    #[arg(long, env = "CYNAI_BUBBLEWRAP", value_name = "PROGRAM", default_value = "bwrap")]
+    pub bubblewrap: PathBuf,
+
     /// A directory that jobs on this machine may ask for by name.
     #[arg(long = "mount", env = "CYNAI_MOUNTS", value_name = "NAME=DIR", value_delimiter = ';', value_parser = parse_mount)]
     pub mounts: Vec<(String, PathBuf)>,
@@ -258,6 +262,8 @@ pub enum DatabaseConfig {
 pub struct LocalWorkerConfig {
     /// How many jobs run at once; none leaves it to the worker.
     pub slots: Option<usize>,
+    /// The bubblewrap program: a path, or a name to be found in `PATH`.
+    pub bubblewrap: PathBuf,
     /// Directories that jobs may ask for, by name.
     pub mounts: BTreeMap<String, PathBuf>,
     /// Root file systems, by image name.
@@ -325,6 +331,7 @@ impl ServeArgs {
         };
         let worker = LocalWorkerConfig {
             slots: self.slots.map(usize::from),
+            bubblewrap: self.bubblewrap.clone(),
             mounts: directories("--mount", &self.mounts, &data_dir, environment)?,
             images: directories("--image", &self.images, &data_dir, environment)?,
         };

@@ -26,10 +26,13 @@ const SLACK: Duration = Duration::from_secs(60);
 /// The largest answer that is read: a page of results.
 const MAX_ANSWER_BYTES: usize = 64 << 20;
 
+/// The problem of a worker whose trial sandboxes failed.
+const NO_SANDBOX: &str = "urn:cynai:problem:sandbox-unavailable";
+
 /// Why a call has no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// The worker will never accept this request as it is.
+    /// The worker does not accept this request, and waiting would not change that.
     #[error("the worker refused the request: {}", problem.detail)]
     Refused { problem: Box<Problem> },
     /// Nothing was accepted; the same request may succeed later, or elsewhere.
@@ -186,6 +189,10 @@ fn refusal(status: StatusCode, body: &[u8]) -> ClientError {
     };
     let problem = Box::new(problem);
     match status {
+        // A person has to repair the machine: a job that waited for that would wait in silence.
+        StatusCode::SERVICE_UNAVAILABLE if problem.kind == NO_SANDBOX => {
+            ClientError::Refused { problem }
+        }
         StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
             let retry_after = Duration::from_secs(problem.retry_after.unwrap_or(5));
             ClientError::Busy { problem, retry_after }
@@ -234,6 +241,8 @@ mod tests {
         check(503, &problem(503, ""), "busy 5");
         check(500, &problem(500, ""), "unknown");
         check(400, "<html>", "unknown");
+        let broken = problem(503, "").replace("problem:x", "problem:sandbox-unavailable");
+        check(503, &broken, "refused");
         check(503, "", "unknown");
         check(401, "", "unauthorized");
     }

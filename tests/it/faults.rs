@@ -416,3 +416,32 @@ async fn a_second_server_is_refused_the_same_data_directory_and_the_same_port() 
     let stopped = first.stop().await;
     assert!(stopped.success(), "{stopped:?}");
 }
+
+const JOB: &str = r#"
+name: one-job
+state:
+  said: { type: string }
+nodes:
+  say:
+    job: { command: [echo, hello] }
+    retry: { attempts: 3 }
+    set: { said: "${output.stdout}" }
+edges:
+  - start -> say -> end
+"#;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_sandboxes_do_not_work_a_job_is_refused_with_the_reason() {
+    let flags = ["--bubblewrap", "/no/such/bwrap"];
+    let site = Site::new(&[("one-job", JOB)]).with_flags(&flags);
+    let server = site.start(&Start::default()).await;
+    let client = server.client();
+    let threads = start_runs(&client, "one-job", &json!({}), 1).await;
+    let failed = until("the run fails", async || {
+        let thread = client.thread(&threads[0]).await.unwrap();
+        (thread["status"] == "error").then_some(thread)
+    })
+    .await;
+    let error = failed["error"].to_string();
+    assert!(error.contains("job_refused") && error.contains("apt-get install bubblewrap"), "{failed}");
+}

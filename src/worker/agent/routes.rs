@@ -184,19 +184,18 @@ async fn readyz(State(api): State<Api>) -> Response {
 
 /// Waits for the trial sandboxes; refuses when they did not work.
 async fn sandbox_ready(api: &Api) -> Result<(), Problem> {
-    let unavailable = |reason: &str, seconds| {
-        Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "sandbox-unavailable", reason)
-            .retry_after(seconds))
+    let unavailable = |kind, reason: &str, seconds| {
+        Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, kind, reason).retry_after(seconds))
     };
     let mut readiness = api.readiness.clone();
     let tried = tokio::time::timeout(PROBE_PATIENCE, readiness.wait_for(Option::is_some)).await;
     match tried {
         Ok(Ok(state)) => match &*state {
-            Some(Err(reason)) => unavailable(reason, 60),
+            Some(Err(reason)) => unavailable("sandbox-unavailable", reason, 60),
             _ => Ok(()),
         },
-        Ok(Err(_)) => unavailable("this worker is shutting down", 5),
-        Err(_) => unavailable("the sandbox is still being tried", 5),
+        Ok(Err(_)) => unavailable("shutting-down", "this worker is shutting down", 5),
+        Err(_) => unavailable("starting", "the sandbox is still being tried", 5),
     }
 }
 
