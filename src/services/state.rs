@@ -23,7 +23,7 @@ use crate::graph::model::{Graph, NodeKind};
 use crate::graph::step::{self, Ambient, Finished, Position, Task};
 use crate::graph::value::Shared;
 use crate::ids::{RunId, TaskId, ThreadId};
-use crate::store::checkpoints::{self, Listed};
+use crate::store::checkpoints::{self, Kept, Listed};
 use crate::store::{crash, pending, runs};
 
 /// Updates of one request, applied in turn.
@@ -76,7 +76,9 @@ impl Services {
             latest,
             depth: 0,
         };
-        self.show(&mut db, shown, true).await
+        let position = shown.listed.position;
+        let mut kept = Kept::read(&mut db, thread, namespace, &[position]).await?;
+        self.show(&mut db, shown, Some(&mut kept)).await
     }
 
     /// States of a thread, newest first.
@@ -110,6 +112,11 @@ impl Services {
             let page = checkpoints::page(&mut db, thread, namespace, before, limit).await?;
             let Some(last) = page.last() else { break };
             before = Some(last.position);
+            let positions: Vec<_> = page.iter().map(|listed| listed.position).collect();
+            let mut kept = match request.values {
+                true => Some(Kept::read(&mut db, thread, namespace, &positions).await?),
+                false => None,
+            };
             for listed in page {
                 let is_latest = std::mem::take(&mut latest);
                 if states.len() == wanted || !matches(&request.metadata, &listed) {
@@ -132,7 +139,7 @@ impl Services {
                     latest: is_latest,
                     depth: 0,
                 };
-                states.push(self.show(&mut db, shown, request.values).await?);
+                states.push(self.show(&mut db, shown, kept.as_mut()).await?);
             }
         }
         Ok(states)
@@ -163,46 +170,31 @@ impl Services {
         Ok(graph)
     }
 
+    /// Shows a checkpoint; without `kept`, without its values and activations.
     fn show<'a>(
         &'a self,
         db: &'a mut PgConnection,
         shown: Shown<'a>,
-        with_values: bool,
+        kept: Option<&'a mut Kept>,
     ) -> BoxFuture<'a, Result<ThreadState, ServiceError>> {
         async move {
-            let Shown { thread, namespace, graph, listed, latest, .. } = &shown;
+            let Shown { graph, listed, latest, .. } = &shown;
             let position = listed.position;
-            let standing = if with_values {
-                checkpoints::standing_in(
-                    db,
-                    *thread,
-                    namespace,
-                    position.branch,
-                    Some(position.seq),
-                    graph,
-                )
-                .await?
-            } else {
-                Standing::empty(graph)
-            };
             let next: Vec<&str> = listed.next.split(',').filter(|name| !name.is_empty()).collect();
-            let nodes: Vec<_> = next.iter().filter_map(|name| graph.find_node(name)).collect();
-            let tasks = if with_values {
-                self.planned(&shown, &standing.state, &nodes)
-            } else {
-                Vec::new()
+            let Some(kept) = kept else {
+                let next = next.iter().map(|name| (*name).to_owned()).collect();
+                return Ok(state_view(&shown, json!({}), next, Vec::new(), Vec::new()));
             };
+            let standing = kept.standing(db, position, graph).await?;
+            let nodes: Vec<_> = next.iter().filter_map(|name| graph.find_node(name)).collect();
+            let tasks = self.planned(&shown, &standing.state, &nodes);
             let next = if tasks.is_empty() {
                 next.iter().map(|name| (*name).to_owned()).collect()
             } else {
                 tasks.iter().map(|task| graph.node(task.node).name.clone()).collect()
             };
-            let mut restored = if nodes.is_empty() {
-                HashMap::new()
-            } else {
-                checkpoints::tasks(db, *thread, namespace, position).await?
-            };
-            let values = if with_values { standing.state.to_json(graph) } else { json!({}) };
+            let mut restored = kept.take_tasks(position);
+            let values = standing.state.to_json(graph);
             let latest = *latest;
             let mut views = Vec::with_capacity(tasks.len());
             for task in &tasks {
@@ -324,7 +316,8 @@ impl Services {
             latest: shown.latest,
             depth: shown.depth + 1,
         };
-        self.show(db, below, true).await.map(Some)
+        let mut kept = Kept::read(db, shown.thread, namespace, &[below.listed.position]).await?;
+        self.show(db, below, Some(&mut kept)).await.map(Some)
     }
 
     /// Changes the state of an idle thread; answers the checkpoint that this made.

@@ -2,7 +2,7 @@
 //!
 //! **Invariant:** how much is read depends on the state and on the page, never on the thread's length.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
@@ -90,29 +90,96 @@ pub async fn standing(
     seq: Option<i64>,
     graph: &Graph,
 ) -> Result<Standing, StandingError> {
-    standing_in(db, thread, "", branch, seq, graph).await
+    let rows = rows(db, thread, "", branch, seq).await?;
+    standing_of(db, thread, "", &rows, graph).await
 }
 
-/// As [`standing`], in any namespace.
-pub async fn standing_in(
+/// Where the last of `rows` stands; they begin with a keyframe.
+async fn standing_of(
     db: &mut PgConnection,
     thread: ThreadId,
     namespace: &str,
-    branch: i32,
-    seq: Option<i64>,
+    rows: &[StoredRow],
     graph: &Graph,
 ) -> Result<Standing, StandingError> {
-    let rows = rows(db, thread, namespace, branch, seq).await?;
     let Some(last) = rows.last() else { return Ok(Standing::empty(graph)) };
-    let (position, names) = (last.position, last.next.clone());
-    let decoder = Decoder::new(graph).read(&rows)?;
+    let decoder = Decoder::new(graph).read(rows)?;
     let refs = decoder.refs();
     let fetched =
         if refs.is_empty() { HashMap::new() } else { values(db, thread, namespace, &refs).await? };
     let (state, homes) = decoder.finish(fetched)?;
     // Nodes of another graph are not this graph's: whoever goes on from here names its own.
-    let next = names.split(',').filter_map(|name| graph.find_node(name)).collect();
-    Ok(Standing { state, homes, position: Some(position), next })
+    let next = last.next.split(',').filter_map(|name| graph.find_node(name)).collect();
+    Ok(Standing { state, homes, position: Some(last.position), next })
+}
+
+/// What a page of a history shows, read in as many statements for twenty checkpoints as for one.
+#[derive(Debug)]
+pub struct Kept {
+    thread: ThreadId,
+    namespace: String,
+    /// By branch, then by seq, each branch from a keyframe on.
+    rows: Vec<StoredRow>,
+    tasks: HashMap<Position, HashMap<TaskId, Restored>>,
+}
+
+impl Kept {
+    /// Reads what is kept of the checkpoints at `positions`.
+    pub async fn read(
+        db: &mut PgConnection,
+        thread: ThreadId,
+        namespace: &str,
+        positions: &[Position],
+    ) -> Result<Self, StoreError> {
+        let mut ranges: BTreeMap<i32, (i64, i64)> = BTreeMap::new();
+        for Position { branch, seq } in positions {
+            let range = ranges.entry(*branch).or_insert((*seq, *seq));
+            *range = (range.0.min(*seq), range.1.max(*seq));
+        }
+        let rows = sqlx::query!(
+            "select c.branch, c.seq, c.next, c.changed, c.keyframe
+               from unnest($3::int[], $4::bigint[], $5::bigint[]) as r (branch, first, last)
+               join checkpoints c on c.thread_id = $1 and c.namespace = $2 and c.branch = r.branch
+                and c.seq between r.first and r.last
+              order by c.branch, c.seq",
+            thread as ThreadId,
+            namespace,
+            &ranges.keys().copied().collect::<Vec<_>>(),
+            &ranges.values().map(|(first, _)| first - first % KEYFRAME_EVERY).collect::<Vec<_>>(),
+            &ranges.values().map(|(_, last)| *last).collect::<Vec<_>>(),
+        )
+        .fetch_all(&mut *db)
+        .await?;
+        let rows = rows
+            .into_iter()
+            .map(|row| StoredRow {
+                position: Position { branch: row.branch, seq: row.seq },
+                next: row.next,
+                changed: row.changed,
+                keyframe: row.keyframe,
+            })
+            .collect();
+        let tasks = tasks_of(db, thread, namespace, positions).await?;
+        Ok(Self { thread, namespace: namespace.to_owned(), rows, tasks })
+    }
+
+    /// Where the thread stood at `position`, one of those that were read.
+    pub async fn standing(
+        &self,
+        db: &mut PgConnection,
+        position: Position,
+        graph: &Graph,
+    ) -> Result<Standing, StandingError> {
+        let keyframe = Position { seq: position.seq - position.seq % KEYFRAME_EVERY, ..position };
+        let first = self.rows.partition_point(|row| row.position < keyframe);
+        let last = self.rows.partition_point(|row| row.position <= position);
+        standing_of(db, self.thread, &self.namespace, &self.rows[first..last], graph).await
+    }
+
+    /// Takes what the activations of the superstep after `position` already have.
+    pub fn take_tasks(&mut self, position: Position) -> HashMap<TaskId, Restored> {
+        self.tasks.remove(&position).unwrap_or_default()
+    }
 }
 
 /// Values that are stored apart from their rows.
@@ -156,37 +223,53 @@ pub async fn tasks(
     namespace: &str,
     planned: Position,
 ) -> Result<HashMap<TaskId, Restored>, StoreError> {
+    let mut found = tasks_of(db, thread, namespace, &[planned]).await?;
+    Ok(found.remove(&planned).unwrap_or_default())
+}
+
+/// As [`tasks`], after each of several checkpoints.
+async fn tasks_of(
+    db: &mut PgConnection,
+    thread: ThreadId,
+    namespace: &str,
+    planned: &[Position],
+) -> Result<HashMap<Position, HashMap<TaskId, Restored>>, StoreError> {
     let rows = sqlx::query!(
-        r#"select coalesce(w.task_id, p.task_id) as "task_id!: TaskId", w.writes as "writes?",
+        r#"select coalesce(w.branch, p.branch) as "branch!", coalesce(w.seq, p.seq) as "seq!",
+                  coalesce(w.task_id, p.task_id) as "task_id!: TaskId", w.writes as "writes?",
                   p.kind as "kind?", p.attempt as "attempt?", p.settled as "settled?",
                   (p.due <= cynai_now()) as "expired?", p.data, p.answer, p.round as "round?"
-             from (select task_id, writes from writes
-                    where thread_id = $1 and namespace = $2 and branch = $3 and seq = $4) w
-             full join (select * from pending
-                         where thread_id = $1 and namespace = $2 and branch = $3 and seq = $4) p
+             from (select w.* from unnest($3::int[], $4::bigint[]) as r (branch, seq)
+                     join writes w on w.thread_id = $1 and w.namespace = $2 and w.branch = r.branch
+                      and w.seq = r.seq) w
+             full join (select p.* from unnest($3::int[], $4::bigint[]) as r (branch, seq)
+                          join pending p on p.thread_id = $1 and p.namespace = $2 and p.branch = r.branch
+                           and p.seq = r.seq) p
                on w.task_id = p.task_id"#,
         thread as ThreadId,
         namespace,
-        planned.branch,
-        planned.seq,
+        &planned.iter().map(|position| position.branch).collect::<Vec<_>>(),
+        &planned.iter().map(|position| position.seq).collect::<Vec<_>>(),
     )
     .fetch_all(db)
     .await?;
-    Ok(rows
-        .into_iter()
-        .map(|row| {
-            let wait = row.kind.as_deref().and_then(WaitKind::parse).map(|kind| StoredWait {
-                kind,
-                attempt: row.attempt.and_then(|attempt| u32::try_from(attempt).ok()).unwrap_or(1),
-                settled: row.settled.unwrap_or(false),
-                expired: row.expired.unwrap_or(false),
-                data: row.data,
-                answer: row.answer,
-                round: row.round.unwrap_or(0),
-            });
-            (row.task_id, Restored { writes: row.writes, wait })
-        })
-        .collect())
+    let mut found: HashMap<Position, HashMap<TaskId, Restored>> = HashMap::new();
+    for row in rows {
+        let wait = row.kind.as_deref().and_then(WaitKind::parse).map(|kind| StoredWait {
+            kind,
+            attempt: row.attempt.and_then(|attempt| u32::try_from(attempt).ok()).unwrap_or(1),
+            settled: row.settled.unwrap_or(false),
+            expired: row.expired.unwrap_or(false),
+            data: row.data,
+            answer: row.answer,
+            round: row.round.unwrap_or(0),
+        });
+        found
+            .entry(Position { branch: row.branch, seq: row.seq })
+            .or_default()
+            .insert(row.task_id, Restored { writes: row.writes, wait });
+    }
+    Ok(found)
 }
 
 /// One checkpoint without its state.

