@@ -12,6 +12,7 @@ use super::show;
 #[command(after_help = "Examples:
   cynai runs list --status running
   cynai runs show 0193…
+  cynai runs effects 0193…
   cynai runs cancel 0193… --wait")]
 pub(super) struct RunsArgs {
     #[command(subcommand)]
@@ -40,6 +41,15 @@ enum Command {
         /// The run's id.
         run: uuid::Uuid,
     },
+    /// List what a run did to the world: calls of tools and models, and what came of them. Example: cynai
+    /// runs effects 0193…
+    Effects {
+        /// The run's id.
+        run: uuid::Uuid,
+        /// At most so many.
+        #[arg(long, default_value_t = 100)]
+        limit: u32,
+    },
     /// Cancel a run. Example: cynai runs cancel 0193… --rollback
     Cancel {
         /// The run's id.
@@ -63,6 +73,7 @@ pub(super) async fn run(args: RunsArgs) -> anyhow::Result<()> {
             list(&client, &search, json).await
         }
         Command::Show { run } => show_one(&client, run, json).await,
+        Command::Effects { run, limit } => effects(&client, run, limit, json).await,
         Command::Cancel { run, rollback, wait } => {
             let action = if rollback { "rollback" } else { "interrupt" };
             let wait_flag = u8::from(wait);
@@ -95,6 +106,27 @@ async fn list(client: &Client, search: &Value, json: bool) -> anyhow::Result<()>
         ("ERROR", "/error/message"),
     ];
     show::table(&columns, runs, "no runs; `cynai run GRAPH` starts one");
+    Ok(())
+}
+
+async fn effects(client: &Client, run: uuid::Uuid, limit: u32, json: bool) -> anyhow::Result<()> {
+    let effects = client.get(&format!("/runs/{run}/effects?limit={limit}")).await?;
+    let effects = effects.as_array().map(Vec::as_slice).unwrap_or_default();
+    if json {
+        effects.iter().for_each(show::json_line);
+        return Ok(());
+    }
+    let columns = [
+        ("NODE", "/node"),
+        ("KIND", "/kind"),
+        ("TARGET", "/target"),
+        ("STATUS", "/status"),
+        ("ATTEMPT", "/attempt"),
+        ("SENT", "/sends"),
+        ("STARTED", "/started_at"),
+        ("KEY", "/idempotency_key"),
+    ];
+    show::table(&columns, effects, "the run did nothing to the world");
     Ok(())
 }
 

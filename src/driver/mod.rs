@@ -36,8 +36,6 @@ use crate::store::{StoreError, connect, crash, transaction};
 
 /// Without a signal, the tables are looked at this often.
 const POLL: Duration = Duration::from_millis(500);
-/// Runs that one statement claims, so that several drivers share what is queued.
-const CLAIM: i64 = 16;
 /// Dead drivers' runs are looked for this often, and whether the own ones are still held.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// How often what is too old is deleted.
@@ -527,7 +525,7 @@ impl Driver {
             return Ok(false);
         }
         let mut db = self.shared.pool.acquire().await?;
-        let grants = self.claim(&mut db, epoch, Claim::Ready(room.min(CLAIM))).await?;
+        let grants = self.claim(&mut db, epoch, Claim::Ready(room.min(queue::MOST))).await?;
         let more = !grants.is_empty();
         for grant in grants {
             self.start(runs, grant, None);

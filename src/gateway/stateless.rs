@@ -19,7 +19,7 @@ use super::runs::{
 };
 use crate::ids::{RunId, ThreadId};
 use crate::services::api::{
-    BulkCancel, CancelAction, Object, RunFilter, RunKey, RunStatus, RunView,
+    BulkCancel, CancelAction, EffectView, Object, RunFilter, RunKey, RunStatus, RunView,
 };
 
 const BATCH_AT_MOST: usize = 100;
@@ -32,6 +32,7 @@ pub(super) fn routes() -> OpenApiRouter<Gateway> {
         .routes(routes!(search))
         .routes(routes!(cancel_many))
         .routes(routes!(get, delete))
+        .routes(routes!(effects))
 }
 
 /// Routes that take as long as a run.
@@ -193,6 +194,21 @@ async fn delete(
 ) -> Result<StatusCode, ApiError> {
     gateway.services().delete_run(&actor, RunKey { thread: None, run }).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// What a run did to the world: each attempt that was about to act, and what came of it.
+#[utoipa::path(get, path = "/runs/{run_id}/effects", tag = "stateless runs",
+    params(("run_id" = uuid::Uuid, Path), ("limit" = Option<u32>, Query), ("offset" = Option<u32>, Query)),
+    responses((status = 200, body = [EffectView])))]
+async fn effects(
+    State(gateway): State<Gateway>,
+    Caller(actor): Caller,
+    Ids(run): Ids<RunId>,
+    params: Params,
+) -> Result<Json<Vec<EffectView>>, ApiError> {
+    let key = RunKey { thread: None, run };
+    let (limit, offset) = (params.number("limit", 100)?, params.number("offset", 0)?);
+    Ok(Json(gateway.services().list_effects(&actor, key, limit, offset).await?))
 }
 
 /// Stream a run's events.

@@ -27,8 +27,8 @@ use serde_json::Value;
 use super::check::Diagnostic;
 use super::compile::{self, NodeNames, Subgraphs};
 use super::definition::{
-    ChannelDef, ChoiceDef, EdgeDef, EdgeTable, EffectDef, GraphCall, GraphFile, GraphRef,
-    InterruptDef, JobDef, LimitsDef, Names, NodeDef, Ordered, Period, RetryDef, WaitDef,
+    ChannelDef, ChoiceDef, EdgeDef, EdgeTable, EffectDef, EffectsDef, GraphCall, GraphFile,
+    GraphRef, InterruptDef, JobDef, LimitsDef, Names, NodeDef, Ordered, Period, RetryDef, WaitDef,
 };
 use super::model::Graph;
 
@@ -264,6 +264,13 @@ impl NodeDef {
     #[must_use]
     pub fn effect(mut self, effect: EffectDef) -> Self {
         self.effect = Some(effect);
+        self
+    }
+
+    /// What follows when nothing tells whether an attempt acted on the world.
+    #[must_use]
+    pub fn effects(mut self, effects: EffectsDef) -> Self {
+        self.effects = Some(effects);
         self
     }
 

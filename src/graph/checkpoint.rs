@@ -21,7 +21,7 @@ use futures::future::BoxFuture;
 use serde_json::{Map, Value, json};
 
 use super::channel::{Change, State};
-use super::model::{ChannelIndex, Graph, NodeIndex};
+use super::model::{ChannelIndex, Effect, Graph, NodeIndex};
 use super::step::Position;
 use crate::ids::TaskId;
 
@@ -765,6 +765,76 @@ pub struct StreamRow {
     pub data: Vec<u8>,
 }
 
+/// What is stored of an attempt's effect on the world. See [`super::exec::Intent`].
+#[derive(Debug, Clone)]
+pub struct EffectRow {
+    /// Whose attempt it is.
+    pub task: TaskId,
+    /// Which attempt; with the task it makes the idempotency key.
+    pub attempt: u32,
+    /// What is told.
+    pub change: EffectChange,
+}
+
+/// One of the two things that are told of an effect.
+#[derive(Debug, Clone)]
+pub enum EffectChange {
+    /// It is about to be sent, or to be sent again.
+    Intent {
+        /// The node's name.
+        node: String,
+        /// `tool`, `model`, `use`.
+        kind: &'static str,
+        /// What is called.
+        target: String,
+        /// What repeating it would do.
+        effect: Effect,
+        /// SHA-256 of the whole request's JSON.
+        request_hash: [u8; 32],
+        /// JSON of the request; of a long one, a text with its beginning.
+        request: Vec<u8>,
+    },
+    /// What came of it.
+    Outcome {
+        /// In a word.
+        status: EffectStatus,
+        /// JSON: the output, or the failure's kind and message; of a long one, a text with its beginning.
+        outcome: Vec<u8>,
+    },
+}
+
+/// What is known of an effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EffectStatus {
+    /// It is under way, or its process died: nothing is known.
+    Intent,
+    /// It happened.
+    Done,
+    /// It failed; another attempt is another effect.
+    Failed,
+    /// It was not sent.
+    NotSent,
+    /// It was sent, and nothing tells whether it happened.
+    Unknown,
+    /// Its node waits for something before it goes on.
+    Waiting,
+}
+
+impl EffectStatus {
+    /// As stored and shown.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Intent => "intent",
+            Self::Done => "done",
+            Self::Failed => "failed",
+            Self::NotSent => "not_sent",
+            Self::Unknown => "unknown",
+            Self::Waiting => "waiting",
+        }
+    }
+}
+
 /// Everything that one commit of a run writes, in one namespace.
 #[derive(Debug, Clone)]
 pub struct Commit {
@@ -782,6 +852,8 @@ pub struct Commit {
     pub settles: bool,
     /// Rows for streams.
     pub stream: Vec<StreamRow>,
+    /// What activations do to the world; at most one row for each attempt.
+    pub effects: Vec<EffectRow>,
 }
 
 /// A namespace as stored: its last rows and what its superstep already has.

@@ -15,8 +15,9 @@ use futures::future::BoxFuture;
 use serde_json::Value;
 
 use super::checkpoint::{
-    CheckpointError, CheckpointRow, Checkpointer, Commit, Due, KEYFRAME_EVERY, LoadedRows,
-    Restored, StoredRow, StoredWait, StreamRow, ValueRef, WaitKind, WaitRow,
+    CheckpointError, CheckpointRow, Checkpointer, Commit, Due, EffectChange, EffectRow,
+    EffectStatus, KEYFRAME_EVERY, LoadedRows, Restored, StoredRow, StoredWait, StreamRow, ValueRef,
+    WaitKind, WaitRow,
 };
 use super::step::Position;
 use crate::ids::TaskId;
@@ -39,6 +40,7 @@ struct Inner {
     waits: BTreeMap<Key, MemoryWait>,
     events: VecDeque<(String, Vec<u8>)>,
     stream: BTreeMap<(i64, i32), StreamRow>,
+    effects: BTreeMap<(TaskId, u32), MemoryEffect>,
     commits: u64,
 }
 
@@ -56,6 +58,27 @@ struct MemoryWait {
     name: Option<String>,
     data: Option<Vec<u8>>,
     answer: Option<Vec<u8>>,
+}
+
+/// What is stored of an effect on the world.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MemoryEffect {
+    /// The activation.
+    pub task: TaskId,
+    /// Which attempt of it.
+    pub attempt: u32,
+    /// `tool`, `model`, `use`.
+    pub kind: &'static str,
+    /// What is called.
+    pub target: String,
+    /// What is sent.
+    pub request: Value,
+    /// What is known of it.
+    pub status: EffectStatus,
+    /// What came of it.
+    pub outcome: Value,
+    /// How often it was about to be sent.
+    pub sends: u32,
 }
 
 /// An activation that waits.
@@ -110,6 +133,12 @@ impl MemoryStore {
         let mut inner = self.lock();
         inner.waits.values_mut().for_each(|wait| wait.settled = true);
         inner.store("", row);
+    }
+
+    /// The effects on the world, by activation and attempt.
+    #[must_use]
+    pub fn effects(&self) -> Vec<MemoryEffect> {
+        self.lock().effects.values().cloned().collect()
     }
 
     /// The time now.
@@ -233,7 +262,8 @@ impl Inner {
 
     fn apply(&mut self, commit: Commit) {
         self.commits += 1;
-        let Commit { namespace, planned, checkpoint, writes, waits, settles, stream } = commit;
+        let Commit { namespace, planned, checkpoint, writes, waits, settles, stream, effects } =
+            commit;
         let key = |task: TaskId| (namespace.clone(), planned.branch, planned.seq, task.0);
         for (task, result) in writes {
             self.writes.entry(key(task)).or_insert(result);
@@ -247,11 +277,41 @@ impl Inner {
         for row in stream {
             self.stream.entry((row.seq, row.place)).or_insert(row);
         }
+        for row in effects {
+            self.effect(row);
+        }
         if let Some(row) = checkpoint {
             if settles {
                 self.settle_all(&namespace, planned);
             }
             self.store(&namespace, row);
+        }
+    }
+
+    fn effect(&mut self, row: EffectRow) {
+        let key = (row.task, row.attempt);
+        match row.change {
+            EffectChange::Intent { kind, target, request, .. } => {
+                let request = serde_json::from_slice(&request).unwrap_or_default();
+                let known = self.effects.entry(key).or_insert_with(|| MemoryEffect {
+                    task: row.task,
+                    attempt: row.attempt,
+                    kind,
+                    target,
+                    request,
+                    status: EffectStatus::Intent,
+                    outcome: Value::Null,
+                    sends: 0,
+                });
+                known.status = EffectStatus::Intent;
+                known.sends += 1;
+            }
+            EffectChange::Outcome { status, outcome } => {
+                if let Some(known) = self.effects.get_mut(&key) {
+                    known.status = status;
+                    known.outcome = serde_json::from_slice(&outcome).unwrap_or_default();
+                }
+            }
         }
     }
 

@@ -124,6 +124,8 @@ pub struct Node {
     pub may_goto: Vec<NodeIndex>,
     /// What repeating an attempt would do to the world.
     pub effect: Effect,
+    /// What follows when nobody knows whether an attempt acted; `None` leaves it to the effect.
+    pub on_unknown: Option<OnUnknown>,
     /// Where the run goes after a success.
     pub route: Route,
     /// Joins that wait for this node.
@@ -155,6 +157,17 @@ pub enum NodeKind {
         /// Its argument, evaluated for each activation; null when the file gives none.
         with: Template,
     },
+}
+
+impl NodeKind {
+    /// Whether its code is found outside the engine.
+    #[must_use]
+    pub fn is_outside(&self) -> bool {
+        match self {
+            Self::Job(_) | Self::Use { .. } => true,
+            Self::Set | Self::Interrupt(_) | Self::Wait(_) | Self::Graph { .. } => false,
+        }
+    }
 }
 
 /// `job:` with its templates.
@@ -242,6 +255,17 @@ pub struct Retry {
     pub jitter: bool,
 }
 
+/// What follows when an attempt may have acted on the world and nothing tells whether it did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnUnknown {
+    /// A person decides. The default where repeating would act twice.
+    Ask,
+    /// It is sent again under the same idempotency key. The default where repeating is harmless.
+    Retry,
+    /// The attempt fails for good, with kind `unknown_outcome`.
+    Fail,
+}
+
 /// What repeating an attempt would do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effect {
@@ -251,6 +275,18 @@ pub enum Effect {
     Idempotent,
     /// Something twice: an unknown outcome goes to a person.
     Effectful,
+}
+
+impl Effect {
+    /// As written, stored and shown.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pure => "pure",
+            Self::Idempotent => "idempotent",
+            Self::Effectful => "effectful",
+        }
+    }
 }
 
 /// Where a run goes after a node.

@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 
 pub use crate::store::status::{MultitaskStrategy, RunStatus, ThreadStatus};
 
-use crate::ids::{AssistantId, RunId, ThreadId, UserId};
+use crate::ids::{AssistantId, RunId, TaskId, ThreadId, UserId};
 use crate::store::status::words;
 
 /// A JSON object.
@@ -284,6 +284,48 @@ pub struct RunView {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     pub error: Option<Value>,
+}
+
+/// What one attempt of a node did to the world.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct EffectView {
+    /// The activation.
+    #[schema(value_type = uuid::Uuid)]
+    pub task_id: TaskId,
+    /// Which attempt of it; a new number follows a recorded failure only.
+    pub attempt: i32,
+    /// What names the attempt to the other side; the same each time that it is sent.
+    pub idempotency_key: String,
+    /// The namespace of the activation, empty for the root.
+    pub checkpoint_ns: String,
+    /// The node's name.
+    pub node: String,
+    /// `tool`, `model`, or `use` for a node written in Rust.
+    pub kind: String,
+    /// What was called.
+    pub target: String,
+    /// What repeating it would do: `idempotent` or `effectful`.
+    pub effect: String,
+    /// `intent` (under way, or its process died), `done`, `failed`, `not_sent`, `unknown` (it may have happened),
+    /// `waiting`.
+    pub status: String,
+    /// How often it was about to be sent.
+    pub sends: i32,
+    /// When it was first about to be sent.
+    #[serde(with = "instant")]
+    pub started_at: DateTime<Utc>,
+    /// When its outcome was stored.
+    #[serde(with = "optional_instant", skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<DateTime<Utc>>,
+    /// SHA-256 of the request's JSON, in hexadecimal.
+    pub request_hash: String,
+    /// What was sent; of more than 16 KiB, a text with its beginning.
+    #[schema(value_type = Object)]
+    pub request: Value,
+    /// What came of it; of more than 4 KiB, a text with its beginning.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub outcome: Option<Value>,
 }
 
 /// Which runs to list, newest first.

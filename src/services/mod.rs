@@ -13,6 +13,7 @@ pub mod catalog;
 mod checkpoint_id;
 mod checks;
 pub mod drawing;
+mod effects;
 pub mod error;
 mod health;
 pub mod jobs;

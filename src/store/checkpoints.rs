@@ -113,7 +113,7 @@ async fn standing_of(
     Ok(Standing { state, homes, position: Some(last.position), next })
 }
 
-/// What a page of a history shows, read in as many statements for twenty checkpoints as for one.
+/// What a page of a history shows, read in as many statements for twenty checkpoints of a branch as for one.
 #[derive(Debug)]
 pub struct Kept {
     thread: ThreadId,
@@ -136,29 +136,28 @@ impl Kept {
             let range = ranges.entry(*branch).or_insert((*seq, *seq));
             *range = (range.0.min(*seq), range.1.max(*seq));
         }
-        let rows = sqlx::query!(
-            "select c.branch, c.seq, c.next, c.changed, c.keyframe
-               from unnest($3::int[], $4::bigint[], $5::bigint[]) as r (branch, first, last)
-               join checkpoints c on c.thread_id = $1 and c.namespace = $2 and c.branch = r.branch
-                and c.seq between r.first and r.last
-              order by c.branch, c.seq",
-            thread as ThreadId,
-            namespace,
-            &ranges.keys().copied().collect::<Vec<_>>(),
-            &ranges.values().map(|(first, _)| first - first % KEYFRAME_EVERY).collect::<Vec<_>>(),
-            &ranges.values().map(|(_, last)| *last).collect::<Vec<_>>(),
-        )
-        .fetch_all(&mut *db)
-        .await?;
-        let rows = rows
-            .into_iter()
-            .map(|row| StoredRow {
-                position: Position { branch: row.branch, seq: row.seq },
+        let mut rows = Vec::new();
+        // Almost always one branch; as one statement for several, the planner reads the whole thread.
+        for (branch, (first, last)) in ranges {
+            let found = sqlx::query!(
+                "select seq, next, changed, keyframe from checkpoints
+                  where thread_id = $1 and namespace = $2 and branch = $3 and seq between $4 and $5
+                  order by seq",
+                thread as ThreadId,
+                namespace,
+                branch,
+                first - first % KEYFRAME_EVERY,
+                last,
+            )
+            .fetch_all(&mut *db)
+            .await?;
+            rows.extend(found.into_iter().map(|row| StoredRow {
+                position: Position { branch, seq: row.seq },
                 next: row.next,
                 changed: row.changed,
                 keyframe: row.keyframe,
-            })
-            .collect();
+            }));
+        }
         let tasks = tasks_of(db, thread, namespace, positions).await?;
         Ok(Self { thread, namespace: namespace.to_owned(), rows, tasks })
     }

@@ -48,8 +48,11 @@ pub fn pool(options: PgConnectOptions, size: u32) -> PgPool {
             Box::pin(async move {
                 // As a statement, since a pooler may refuse it as a parameter of the connection.
                 let milliseconds = SILENCE.as_millis().to_string();
+                // Every statement finds its rows by a key. A plan is kept for the connection's life, and one that was
+                // made when a table was empty would read all of it when it holds a million rows.
                 sqlx::query!(
-                    "select set_config('idle_in_transaction_session_timeout', $1, false)",
+                    "select set_config('idle_in_transaction_session_timeout', $1, false) as timeout,
+                            set_config('enable_seqscan', 'off', false) as scans",
                     milliseconds
                 )
                 .fetch_one(connection)

@@ -12,6 +12,7 @@ pub mod checkpoints;
 pub mod commit;
 pub mod connect;
 pub mod crash;
+pub mod effects;
 pub mod embedded;
 pub mod graphs;
 pub mod health;

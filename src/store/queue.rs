@@ -80,7 +80,10 @@ pub async fn look(db: &mut PgConnection) -> Result<Queued, StoreError> {
     Ok(Queued { ready: row.ready, suspect: row.suspect, due })
 }
 
-/// How many runs a claim may take.
+/// The most runs that one claim may take.
+pub const MOST: i64 = 16;
+
+/// How many runs a claim may take, at most [`MOST`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Claim {
     /// Ready ones: by priority, then in turn between owners, then by age.
@@ -92,7 +95,9 @@ pub enum Claim {
 /// Claims runs: each gets a new fence, and its row in the queue goes.
 ///
 /// Both kinds are one statement with two limits, so that one plan serves all calls: made anew for each, it would
-/// cost several times what the statement does.
+/// cost several times what the statement does. Candidates are four for each of the [`MOST`] that a claim may take, so
+/// that others may hold some of them locked; the number is written out, since a planner that does not know it joins
+/// them with the whole queue.
 pub async fn claim(
     db: &mut PgConnection,
     instance: InstanceId,
@@ -116,13 +121,15 @@ pub async fn claim(
                     row_number() over (partition by o.user_id order by q.priority desc, q.due) as turn
                from owners o cross join lateral (
                  select run_id, priority, due from queue where state = 'ready' and user_id = o.user_id
-                  order by priority desc, due limit 4 * $3::bigint) q
-              where o.user_id is not null
+                  order by priority desc, due limit 64) q
+              where o.user_id is not null and $3::bigint > 0
              union all
-             (select run_id, 'suspect', priority, due, 1 from queue where state = 'suspect'
-               order by due limit 4 * $4::bigint)),
+             (select run_id, 'suspect', priority, due, 1 from queue where state = 'suspect' and $4::bigint > 0
+               order by due limit 4)),
+           best as materialized (
+             select * from candidates order by priority desc, turn, due limit 64),
            picked as materialized (
-             select q.run_id, q.thread_id from candidates c join queue q using (run_id)
+             select q.run_id, q.thread_id from best c join queue q using (run_id)
                join threads t on t.thread_id = q.thread_id
               where q.state = c.state
               order by c.priority desc, c.turn, c.due limit $3::bigint + $4::bigint

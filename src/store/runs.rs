@@ -442,10 +442,11 @@ pub async fn pending_of(db: &mut PgConnection, thread: ThreadId) -> Result<Vec<R
     Ok(runs)
 }
 
-/// Deletes a run's record and its stream rows. Its checkpoints stay: they are the thread's.
+/// Deletes a run's record, its effects and its stream rows. Its checkpoints stay: they are the thread's.
 pub async fn delete(db: &mut PgConnection, run: RunId) -> Result<(), StoreError> {
     sqlx::query!(
-        "with s as (delete from stream_events where run_id = $1), j as (delete from jobs where run_id = $1)
+        "with s as (delete from stream_events where run_id = $1), j as (delete from jobs where run_id = $1),
+         e as (delete from effects where run_id = $1)
          delete from runs where run_id = $1",
         run as RunId
     )

@@ -162,7 +162,8 @@ pub async fn delete(
            f as (delete from channel_values using gone where channel_values.thread_id = gone.thread_id),
            g as (delete from writes using gone where writes.thread_id = gone.thread_id),
            h as (delete from pending using gone where pending.thread_id = gone.thread_id),
-           i as (delete from events using gone where events.thread_id = gone.thread_id)
+           i as (delete from events using gone where events.thread_id = gone.thread_id),
+           j as (delete from effects using gone where effects.thread_id = gone.thread_id)
            select count(*) as "count!" from gone"#,
         thread as ThreadId,
         user as UserId,

@@ -215,6 +215,7 @@ fn commit(namespace: &str, planned: i64) -> Commit {
         waits: Vec::new(),
         settles: false,
         stream: Vec::new(),
+        effects: Vec::new(),
     }
 }
 

@@ -181,12 +181,22 @@ async fn check_end(
         assert_eq!(of("act").len(), 1, "what acts on the world acted once");
         let attempts: BTreeSet<i32> = of("flaky").iter().map(|line| line.attempt).collect();
         assert_eq!(attempts, BTreeSet::from([1, 2]));
+        let effects: i64 = sqlx::query_scalar(
+            "select count(*) from effects where thread_id = $1::uuid and node = 'act'",
+        )
+        .bind(thread)
+        .fetch_one(&mut db)
+        .await
+        .unwrap();
+        assert_eq!(effects, 1, "what acts is written down once");
     }
     let open: Vec<String> = sqlx::query_scalar(
         "select 'head ' || status from heads where thread_id = $1::uuid
          union all select 'queued ' || state from queue where thread_id = $1::uuid
          union all select 'run ' || status from runs where thread_id = $1::uuid and status <> 'success'
-         union all select 'pending ' || kind || ' of ' || node from pending where thread_id = $1::uuid and not settled",
+         union all select 'pending ' || kind || ' of ' || node from pending where thread_id = $1::uuid and not settled
+         union all select 'effect ' || status || ' of ' || node from effects
+                    where thread_id = $1::uuid and status not in ('done', 'failed')",
     )
     .bind(thread)
     .fetch_all(&mut db)

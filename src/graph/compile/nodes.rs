@@ -10,7 +10,7 @@ use crate::graph::check::Diagnostic;
 use crate::graph::definition::{GraphFile, NodeDef, Ordered, Period, RetryDef};
 use crate::graph::expr::Template;
 use crate::graph::model::{
-    Channel, ChannelIndex, Effect, ForEach, Node, NodeIndex, NodeKind, Retry, Route,
+    Channel, ChannelIndex, Effect, ForEach, Node, NodeIndex, NodeKind, OnUnknown, Retry, Route,
 };
 use crate::graph::names;
 
@@ -85,6 +85,7 @@ impl Compiler<'_> {
             on_error: self.on_error(place),
             may_goto: self.may_goto(place),
             effect: self.effect(place, &kind),
+            on_unknown: def.effects.map(OnUnknown::from),
             kind,
             route: Route::default(),
             joins: Vec::new(),
@@ -166,6 +167,9 @@ impl Compiler<'_> {
         }
         if def.effect.is_some() && !is_use {
             misplaced("effect", "other kinds know what repeating them does");
+        }
+        if def.effects.is_some() && !is_use {
+            misplaced("effects", "only nodes that act on the world have unknown outcomes");
         }
         if def.may_goto.is_some() && !is_use {
             misplaced(

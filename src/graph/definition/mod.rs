@@ -14,7 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-use super::model::{Effect, GraphHash};
+use super::model::{Effect, GraphHash, OnUnknown};
 
 pub use duration::{MAX_DURATION, Period, parse_duration};
 pub use ordered::Ordered;
@@ -114,9 +114,13 @@ pub struct NodeDef {
     /// The argument of `use`: any JSON, a template.
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub with: Option<Value>,
-    /// What repeating an attempt would do to the world; only for `use`.
+    /// What repeating an attempt would do to the world.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub effect: Option<EffectDef>,
+    /// What follows when nothing tells whether an attempt acted on the world: `ask` a person (the default where
+    /// repeating would act twice), `retry` under the same idempotency key (the default elsewhere), or `fail`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub effects: Option<EffectsDef>,
     /// Nodes that the code of a `use` node may choose at run time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub may_goto: Option<Vec<String>>,
@@ -283,6 +287,18 @@ pub enum EffectDef {
     Effectful,
 }
 
+/// `effects:`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum EffectsDef {
+    /// A person decides.
+    Ask,
+    /// It is sent again under the same idempotency key.
+    Retry,
+    /// The attempt fails with kind `unknown_outcome`.
+    Fail,
+}
+
 /// An edge.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(untagged)]
@@ -345,6 +361,16 @@ impl From<EffectDef> for Effect {
             EffectDef::Pure => Self::Pure,
             EffectDef::Idempotent => Self::Idempotent,
             EffectDef::Effectful => Self::Effectful,
+        }
+    }
+}
+
+impl From<EffectsDef> for OnUnknown {
+    fn from(effects: EffectsDef) -> Self {
+        match effects {
+            EffectsDef::Ask => Self::Ask,
+            EffectsDef::Retry => Self::Retry,
+            EffectsDef::Fail => Self::Fail,
         }
     }
 }

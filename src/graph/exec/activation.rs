@@ -141,6 +141,14 @@ pub enum NodeError {
         /// How long to wait.
         after: Duration,
     },
+    /// The attempt acted on the world or did not, and nothing tells which: the node's `effects` decides.
+    #[error("{message}")]
+    Unknown {
+        /// A stable word for `error.kind`.
+        kind: String,
+        /// For people.
+        message: String,
+    },
     /// The run is no longer this process's.
     #[error("the run belongs to another process now")]
     Fenced,
@@ -151,6 +159,12 @@ impl NodeError {
     #[must_use]
     pub fn retryable(kind: &str, message: impl Into<String>) -> Self {
         Self::Retryable { kind: kind.to_owned(), message: message.into() }
+    }
+
+    /// An outcome that nothing tells.
+    #[must_use]
+    pub fn unknown(kind: &str, message: impl Into<String>) -> Self {
+        Self::Unknown { kind: kind.to_owned(), message: message.into() }
     }
 
     /// A failure for good.
@@ -183,6 +197,13 @@ impl Activation<'_> {
     pub fn eval_expr(&self, expr: &Expr) -> Result<Value, EvalError> {
         let vars = self.vars(None);
         expr.eval(&Scope { state: &View { graph: self.graph, state: self.state }, vars: &vars })
+    }
+
+    /// Names this attempt to the world: the same for each time that it is sent, another one after a recorded
+    /// failure.
+    #[must_use]
+    pub fn idempotency_key(&self) -> String {
+        format!("{}-{}", self.task.id, self.attempt)
     }
 
     /// The state as the superstep began, by channel name.

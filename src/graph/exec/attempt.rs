@@ -1,10 +1,8 @@
 //! One attempt of a node's code: its number stored first, its time bounded, its panics caught.
 //!
 //! What an attempt does to the world may be known to nobody after a crash. So the attempt of a node that
-//! is not pure stores a row before it starts. Found again without an outcome, the row means that an
-//! attempt was under way when a process died: an idempotent node is run again under the same number; for
-//! an effectful one a person decides. The row also keeps what the node had waited for before, so that the
-//! node sees its own answers after all that.
+//! acts stores a row before it starts: see [`super::effect`]. The row also keeps what the node had waited
+//! for before, so that the node sees its own answers after all that.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -13,10 +11,13 @@ use futures::FutureExt;
 use serde_json::{Value, json};
 
 use super::super::channel::State;
-use super::super::checkpoint::{CheckpointError, Commit, StoredWait, WaitKind, WaitRow};
-use super::super::model::{Effect, Graph, Node as NodeSpec, NodeKind};
+use super::super::checkpoint::{
+    CheckpointError, Commit, EffectStatus, StoredWait, WaitKind, WaitRow,
+};
+use super::super::model::{Effect, Graph, NodeKind, OnUnknown};
 use super::super::step::{self, Task, interrupt_id};
 use super::activation::{Activation, Custom, NodeError, Outcome, Question};
+use super::effect::{self, Intent, Sent};
 use super::superstep::Event;
 use super::{Node, Run};
 use crate::ids::TaskId;
@@ -35,8 +36,10 @@ pub(super) struct Attempt {
 
 /// What an attempt came to.
 pub(super) enum End {
-    /// What the node's code says, or what became of it.
-    Node(Result<Outcome, NodeError>),
+    /// What the node's code says, or what became of it; and what it had told that it would do.
+    Node { end: Result<Outcome, NodeError>, sent: Option<Sent> },
+    /// A person has decided what became of an attempt; or the node's `effects` has.
+    Decided { end: Result<Outcome, NodeError>, status: EffectStatus },
     /// An earlier attempt may have acted on the world: this one was not made.
     Unknown {
         /// What a person is asked.
@@ -48,10 +51,8 @@ pub(super) enum End {
 
 /// Whether an attempt may be made.
 enum Begin {
-    Go,
-    Over(Outcome),
-    GivenUp,
-    Unknown { before: Value },
+    Go(Sent),
+    Over(End),
 }
 
 impl Run {
@@ -64,25 +65,10 @@ impl Run {
         let spec = call.graph.node(task.node);
         let Some(node) = self.nodes.find(spec) else {
             let message = format!("this server has no code for node `{}`", spec.name);
-            return Ok(End::Node(Err(NodeError::fatal("not_registered", message))));
+            let end = Err(NodeError::fatal("not_registered", message));
+            return Ok(End::Node { end, sent: None });
         };
         let seen = seen_by_node(call.previous.as_ref());
-        if matches!(spec.kind, NodeKind::Use { .. }) && spec.effect != Effect::Pure {
-            match self.begin_attempt(&call, &task, spec, seen.as_ref()).await? {
-                Begin::Go => {}
-                Begin::Over(outcome) => return Ok(End::Node(Ok(outcome))),
-                Begin::GivenUp => {
-                    let message = "a person gave the attempt up, whose outcome was unknown";
-                    return Ok(End::Node(Err(NodeError::fatal("given_up", message))));
-                }
-                Begin::Unknown { before } => {
-                    return Ok(End::Unknown {
-                        question: unknown_outcome(&spec.name, call.attempt),
-                        before,
-                    });
-                }
-            }
-        }
         let activation = Activation {
             run_id: self.run_id,
             thread_id: self.thread_id,
@@ -98,36 +84,77 @@ impl Run {
             state: &call.state,
             ambient: &self.ambient,
         };
-        Ok(End::Node(run_bounded(&*node, &activation).await))
+        let intent = match caught(node.intent(&activation)).await {
+            Ok(intent) => intent.filter(|intent| intent.effect != Effect::Pure),
+            Err(err) => return Ok(End::Node { end: Err(err), sent: None }),
+        };
+        let sent = match &intent {
+            None => None,
+            Some(intent) => match self.begin_attempt(&call, &activation, intent).await? {
+                Begin::Go(sent) => Some(sent),
+                Begin::Over(end) => return Ok(end),
+            },
+        };
+        let acts = sent.as_ref().is_some_and(|sent| sent.effect == Effect::Effectful);
+        Ok(End::Node { end: run_bounded(&*node, &activation, acts).await, sent })
     }
 
-    /// Makes the attempt's number durable before it starts. After a crash in an effectful attempt nobody
-    /// knows what happened: a person decides.
+    /// Makes the attempt's number and what it is about to do durable before it starts. After a crash in an
+    /// attempt nobody knows what happened: the node's `effects` tells what follows.
     async fn begin_attempt(
         &self,
         call: &Attempt,
-        task: &Task,
-        spec: &NodeSpec,
-        seen: Option<&StoredWait>,
+        activation: &Activation<'_>,
+        intent: &Intent,
     ) -> Result<Begin, CheckpointError> {
+        let (task, spec) = (activation.task, activation.node);
         let previous = call.previous.as_ref();
+        let mut sends = sends_of(previous);
         if previous.is_some_and(|wait| !wait.settled && wait.kind == WaitKind::Attempt) {
-            // The number is stored already.
-            return Ok(match spec.effect {
-                Effect::Effectful => Begin::Unknown { before: to_json(seen) },
-                Effect::Idempotent | Effect::Pure => Begin::Go,
-            });
-        }
-        if let Some(decision) = decided(previous) {
+            let found = Sent { sends, ..Sent::new(intent, "", 0) };
+            match found.on_unknown(spec) {
+                OnUnknown::Retry if found.may_resend(spec) => {}
+                OnUnknown::Ask => {
+                    let question =
+                        effect::question(&spec.name, call.attempt, &sent_before(previous), None);
+                    let before = json_of(activation.previous);
+                    return Ok(Begin::Over(End::Unknown { question, before }));
+                }
+                OnUnknown::Retry | OnUnknown::Fail => {
+                    let message = "the process died while the attempt was acting on the world";
+                    return Ok(Begin::Over(End::Decided {
+                        end: Err(NodeError::fatal("unknown_outcome", message)),
+                        status: EffectStatus::Unknown,
+                    }));
+                }
+            }
+        } else if let Some(decision) = decided(previous) {
             match decision.get("action").and_then(Value::as_str) {
                 Some("done") => {
                     let output = decision.get("output").cloned().unwrap_or(Value::Null);
-                    return Ok(Begin::Over(Outcome::output(output)));
+                    return Ok(Begin::Over(End::Decided {
+                        end: Ok(Outcome::output(output)),
+                        status: EffectStatus::Done,
+                    }));
                 }
                 Some("retry") => {}
-                _ => return Ok(Begin::GivenUp),
+                _ => {
+                    let message = "a person gave the attempt up, whose outcome was unknown";
+                    return Ok(Begin::Over(End::Decided {
+                        end: Err(NodeError::fatal("given_up", message)),
+                        status: EffectStatus::Failed,
+                    }));
+                }
             }
+        } else if previous.is_none_or(|wait| wait.attempt != call.attempt) {
+            sends = 0;
         }
+        let sent = Sent::new(intent, &activation.idempotency_key(), sends.saturating_add(1));
+        let data = json!({
+            "before": json_of(activation.previous),
+            "sent": sent.view,
+            "sends": sent.sends,
+        });
         let row = WaitRow {
             task: task.id,
             node: spec.name.clone(),
@@ -135,7 +162,7 @@ impl Run {
             attempt: call.attempt,
             due: None,
             name: None,
-            data: seen.map(|_| to_json(seen).to_string().into_bytes()),
+            data: Some(data.to_string().into_bytes()),
             answer: None,
             round: previous.map_or(0, |wait| wait.round).saturating_add(1),
         };
@@ -147,29 +174,16 @@ impl Run {
             waits: vec![row],
             settles: false,
             stream: Vec::new(),
+            effects: vec![effect::intended(task, spec, call.attempt, intent)],
         };
         self.checkpointer.commit(commit).await?;
-        Ok(Begin::Go)
+        Ok(Begin::Go(sent))
     }
 }
 
-async fn run_bounded(node: &dyn Node, activation: &Activation<'_>) -> Result<Outcome, NodeError> {
-    // Also what the code does before its first await is caught.
-    let work = AssertUnwindSafe(async { node.run(activation).await }).catch_unwind();
-    // A job's time is its worker's to measure.
-    let end =
-        match activation.node.timeout.filter(|_| !matches!(activation.node.kind, NodeKind::Job(_)))
-        {
-            Some(timeout) => match tokio::time::timeout(timeout, work).await {
-                Ok(end) => end,
-                Err(_) => Ok(Err(NodeError::retryable(
-                    "timeout",
-                    format!("the attempt took longer than {}", humantime::format_duration(timeout)),
-                ))),
-            },
-            None => work.await,
-        };
-    end.unwrap_or_else(|panic| {
+/// What a node's code says; a panic of it is a failure.
+async fn caught<T>(work: impl Future<Output = Result<T, NodeError>>) -> Result<T, NodeError> {
+    AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|panic| {
         let what = panic
             .downcast_ref::<&str>()
             .map(|text| (*text).to_owned())
@@ -179,24 +193,31 @@ async fn run_bounded(node: &dyn Node, activation: &Activation<'_>) -> Result<Out
     })
 }
 
-/// The question after an attempt whose outcome nobody knows.
-fn unknown_outcome(node: &str, attempt: u32) -> Question {
-    Question {
-        value: json!({
-            "reason": "unknown_outcome",
-            "node": node,
-            "attempt": attempt,
-            "message": format!(
-                "The process died while `{node}` was acting on the world, and nothing tells whether it did. \
-                 Answer {{\"action\": \"retry\"}}, {{\"action\": \"done\", \"output\": ..}} or {{\"action\": \"fail\"}}."
-            ),
-        }),
-        schema: Some(json!({
-            "type": "object",
-            "properties": { "action": { "enum": ["retry", "done", "fail"] }, "output": {} },
-            "required": ["action"],
-        })),
-        expires: None,
+/// Runs the node's code within its time. What `acts` on the world may have done so when its time is up.
+async fn run_bounded(
+    node: &dyn Node,
+    activation: &Activation<'_>,
+    acts: bool,
+) -> Result<Outcome, NodeError> {
+    // Also what the code does before its first await is caught.
+    let work = caught(async { node.run(activation).await });
+    let bound = match &activation.node.kind {
+        // A job's time is its worker's to measure.
+        NodeKind::Job(_) => None,
+        _ => activation.node.timeout,
+    };
+    let Some(timeout) = bound else { return work.await };
+    match tokio::time::timeout(timeout, work).await {
+        Ok(end) => end,
+        Err(_) => {
+            let took = humantime::format_duration(timeout);
+            let message = format!("the attempt took longer than {took}");
+            Err(if acts {
+                NodeError::unknown("timeout", message)
+            } else {
+                NodeError::retryable("timeout", message)
+            })
+        }
     }
 }
 
@@ -214,13 +235,29 @@ fn decided(previous: Option<&StoredWait>) -> Option<Value> {
     answers.into_iter().next_back()
 }
 
+fn data_of(previous: Option<&StoredWait>) -> Option<Value> {
+    serde_json::from_slice(previous?.data.as_deref()?).ok()
+}
+
+/// How often the attempt was sent so far.
+fn sends_of(previous: Option<&StoredWait>) -> u32 {
+    let data = data_of(previous);
+    let sends = data.as_ref().and_then(|data| data.get("sends")).and_then(Value::as_u64);
+    sends.and_then(|sends| u32::try_from(sends).ok()).unwrap_or(0)
+}
+
+/// What was sent by the attempt that is under way, for people.
+fn sent_before(previous: Option<&StoredWait>) -> Value {
+    data_of(previous).and_then(|mut data| Some(data.get_mut("sent")?.take())).unwrap_or_default()
+}
+
 /// What the node's own code had waited for: what is stored, without the engine's rows around it.
 pub(super) fn seen_by_node(previous: Option<&StoredWait>) -> Option<StoredWait> {
     let previous = previous?;
     let data =
         || previous.data.as_deref().and_then(|bytes| serde_json::from_slice::<Value>(bytes).ok());
     match previous.kind {
-        WaitKind::Attempt => from_json(previous, &data()?),
+        WaitKind::Attempt => from_json(previous, data()?.get("before")?),
         WaitKind::Interrupt => match data().as_ref().and_then(|data| data.get("unknown_outcome")) {
             Some(about) => from_json(previous, about.get("before")?),
             None => Some(previous.clone()),
@@ -237,10 +274,10 @@ pub(super) fn seen_by_node(previous: Option<&StoredWait>) -> Option<StoredWait> 
 pub(super) fn before_of(previous: Option<&StoredWait>) -> Option<Value> {
     let seen = seen_by_node(previous)?;
     let kept = matches!(seen.kind, WaitKind::Interrupt | WaitKind::Timer | WaitKind::Event);
-    kept.then(|| to_json(Some(&seen)))
+    kept.then(|| json_of(Some(&seen)))
 }
 
-fn to_json(wait: Option<&StoredWait>) -> Value {
+fn json_of(wait: Option<&StoredWait>) -> Value {
     let Some(wait) = wait else { return Value::Null };
     let value = |bytes: &Option<Vec<u8>>| {
         bytes.as_deref().and_then(|bytes| serde_json::from_slice::<Value>(bytes).ok())

@@ -10,6 +10,8 @@
 mod activation;
 mod attempt;
 mod control;
+mod effect;
+mod ending;
 mod namespace;
 mod subgraph;
 mod superstep;
@@ -19,17 +21,19 @@ mod tests;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64};
 
+use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use activation::{Activation, Custom, NodeError, Outcome, Question, Wait};
+pub use effect::Intent;
 pub use namespace::{Namespace, restore};
 pub use superstep::TaskRecord;
 
 use super::channel::State;
 use super::checkpoint::{CheckpointError, Checkpointer, DecodeError};
-use super::model::{Effect, Graph, Node as NodeSpec};
+use super::model::{Effect, Graph, Node as NodeSpec, NodeKind};
 use super::step::{Ambient, Failure, StepError};
 use crate::ids::{RunId, ThreadId};
 
@@ -46,6 +50,27 @@ pub trait Node: Send + Sync {
     /// What repeating an attempt would do, unless the graph file says otherwise.
     fn effect(&self) -> Effect {
         Effect::Effectful
+    }
+
+    /// What the attempt is about to do to the world. It is stored before [`Node::run`] is called; an answer of
+    /// `None`, or of a pure one, stores nothing. Of a `use` node it is the node's argument.
+    ///
+    /// # Errors
+    /// What is to be sent cannot be made: the attempt has failed.
+    fn intent<'a>(
+        &'a self,
+        activation: &'a Activation<'a>,
+    ) -> BoxFuture<'a, Result<Option<Intent>, NodeError>> {
+        let intent = match &activation.node.kind {
+            NodeKind::Use { name, with } if activation.node.effect != Effect::Pure => {
+                activation.eval(with).map(|request| {
+                    let (target, effect) = (name.clone(), activation.node.effect);
+                    Some(Intent { kind: "use", target, request, effect })
+                })
+            }
+            _ => Ok(None),
+        };
+        futures::future::ready(intent.map_err(NodeError::from)).boxed()
     }
 }
 

@@ -180,6 +180,7 @@ impl Run {
                 waits: Vec::new(),
                 settles: false,
                 stream: Vec::new(),
+                effects: Vec::new(),
             })
             .await?;
         Ok(Ok(Namespace {

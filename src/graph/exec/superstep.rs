@@ -16,25 +16,21 @@ use futures::{FutureExt, StreamExt};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::super::channel::{State, View, Write};
+use super::super::channel::{State, Write};
 use super::super::checkpoint::{
-    CheckpointError, Commit, Due, Restored, Source, StoredWait, StreamRow, WaitKind, WaitRow,
-    encode,
+    CheckpointError, Commit, Due, EffectRow, Restored, Source, StoredWait, StreamRow, WaitKind,
+    WaitRow, encode,
 };
-use super::super::expr::Scope;
-use super::super::model::{Effect, Graph, Node as NodeSpec, NodeIndex, NodeKind, Retry};
-use super::super::step::{self, Failure, Finished, Planned, Task, interrupt_id};
-use super::super::value::Shared;
-use super::activation::{Activation, Custom, NodeError, Outcome, Question, Wait};
-use super::attempt::{Attempt, End, before_of, seen_by_node, unknown_outcome_id};
+use super::super::model::{Effect, Graph, Node as NodeSpec, NodeIndex, NodeKind};
+use super::super::step::{self, Failure, Finished, Planned, Task};
+use super::activation::{Activation, Custom, NodeError, Outcome};
+use super::attempt::{Attempt, End};
 use super::namespace::Namespace;
 use super::subgraph::Call;
 use super::{ExecError, Exit, Run, Waiting, control};
 
 /// How often `custom` items of an attempt under way are written.
 const CUSTOM_EVERY: Duration = Duration::from_millis(50);
-/// How long nodes that could not start wait before they are asked again, at the most.
-const MAX_NOT_STARTED: Duration = Duration::from_secs(60);
 
 /// What is stored of a finished activation.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -59,7 +55,7 @@ pub(super) enum StepEnd {
 }
 
 #[derive(Debug)]
-enum Status {
+pub(super) enum Status {
     Idle,
     Running,
     Done(TaskRecord),
@@ -69,13 +65,15 @@ enum Status {
     Below(Waiting),
 }
 
-struct Slot {
-    task: Task,
-    status: Status,
-    attempt: u32,
-    previous: Option<StoredWait>,
+pub(super) struct Slot {
+    pub(super) task: Task,
+    pub(super) status: Status,
+    pub(super) attempt: u32,
+    pub(super) previous: Option<StoredWait>,
     /// The wait to store.
-    wait: Option<WaitRow>,
+    pub(super) wait: Option<WaitRow>,
+    /// What came of its attempt's effect on the world, to store.
+    pub(super) effect: Option<EffectRow>,
     /// Whether its result is stored.
     saved: bool,
     custom: Arc<Custom>,
@@ -83,7 +81,7 @@ struct Slot {
 
 impl Slot {
     /// The `round` of the next row of its wait. Its attempt's own row may have been written in between.
-    fn next_round(&self) -> i32 {
+    pub(super) fn next_round(&self) -> i32 {
         self.previous.as_ref().map_or(0, |wait| wait.round).saturating_add(2)
     }
 }
@@ -96,21 +94,21 @@ pub(super) enum Event {
 }
 
 /// The superstep's working memory.
-struct Work<'r> {
-    run: &'r Run,
-    graph: Arc<Graph>,
-    state: Arc<State>,
+pub(super) struct Work<'r> {
+    pub(super) run: &'r Run,
+    pub(super) graph: Arc<Graph>,
+    pub(super) state: Arc<State>,
     path: String,
     planned_at: step::Position,
     begun: bool,
     plan: Vec<Planned>,
-    slots: Vec<Slot>,
+    pub(super) slots: Vec<Slot>,
     running: usize,
     futures: FuturesUnordered<BoxFuture<'r, Event>>,
     /// Commits under way; never dropped before they are over, since nobody could tell what they wrote.
     saves: FuturesUnordered<BoxFuture<'r, Result<(), CheckpointError>>>,
     /// Whether any wait of this superstep is stored.
-    waits_stored: bool,
+    pub(super) waits_stored: bool,
     /// Whether something did not go on because the process is to stop.
     released: bool,
     stream: Vec<StreamRow>,
@@ -152,7 +150,7 @@ impl Run {
         &self,
         ns: &mut Namespace,
         plan: Vec<Planned>,
-        slots: Vec<Slot>,
+        mut slots: Vec<Slot>,
         settles: bool,
         stream: &mut Vec<StreamRow>,
     ) -> Result<StepEnd, ExecError> {
@@ -161,6 +159,7 @@ impl Run {
                 self.stream_end(&ns.graph, &ns.path, slot, record, stream);
             }
         }
+        let effects = slots.iter_mut().filter_map(|slot| slot.effect.take()).collect();
         let finished = finish(&ns.graph, plan, slots);
         let mut state = Arc::unwrap_or_clone(std::mem::take(&mut ns.state));
         let applied = match step::apply(&ns.graph, &mut state, &self.ambient, finished) {
@@ -189,6 +188,7 @@ impl Run {
                 waits: Vec::new(),
                 settles,
                 stream: std::mem::take(stream),
+                effects,
             })
             .await?;
         ns.state = Arc::new(state);
@@ -307,6 +307,7 @@ impl<'r> Work<'r> {
                 attempt,
                 previous: wait,
                 wait: None,
+                effect: None,
                 saved,
                 custom,
             });
@@ -520,13 +521,7 @@ impl<'r> Work<'r> {
             Event::Ended(at, end) => {
                 self.running -= 1;
                 self.slots[at].status = Status::Idle;
-                match end? {
-                    End::Node(end) => self.ended(at, end)?,
-                    End::Unknown { question, before } => {
-                        self.ask_about_outcome(at, question, &before)
-                    }
-                }
-                Ok(())
+                self.attempt_ended(at, end?)
             }
             Event::Below(at, exit) => {
                 self.running -= 1;
@@ -580,204 +575,6 @@ impl<'r> Work<'r> {
         }
     }
 
-    /// What an attempt came to.
-    fn ended(&mut self, at: usize, end: Result<Outcome, NodeError>) -> Result<(), ExecError> {
-        let graph = Arc::clone(&self.graph);
-        let node = graph.node(self.slots[at].task.node);
-        match end {
-            Ok(Outcome::Done { output, update, goto }) => {
-                match self.record(at, node, output, update, goto) {
-                    Ok(record) => self.slots[at].status = Status::Done(record),
-                    Err(err) => return self.failed(at, node, err),
-                }
-            }
-            Ok(Outcome::Wait(wait)) => self.wait(at, node, wait),
-            Ok(Outcome::Ask(question)) => self.ask(at, node, question),
-            Err(err) => return self.failed(at, node, err),
-        }
-        Ok(())
-    }
-
-    fn record(
-        &self,
-        at: usize,
-        node: &NodeSpec,
-        output: Value,
-        update: Vec<(String, Value)>,
-        goto: Vec<String>,
-    ) -> Result<TaskRecord, NodeError> {
-        let mut writes = Vec::with_capacity(node.set.len() + update.len());
-        let invalid = |err: super::super::channel::WriteError| {
-            NodeError::fatal("invalid_write", err.to_string())
-        };
-        for (name, value) in update {
-            let channel = self.graph.find_channel(&name).ok_or_else(|| {
-                NodeError::fatal(
-                    "unknown_channel",
-                    format!(
-                        "node `{}` writes to channel `{name}`, which the graph does not have",
-                        node.name
-                    ),
-                )
-            })?;
-            writes.push(Write::new(&self.graph, channel, value).map_err(invalid)?);
-        }
-        if !node.set.is_empty() {
-            let vars = self.activation_vars(at, node, output);
-            let view = View { graph: &self.graph, state: &self.state };
-            let scope = Scope { state: &view, vars: &vars };
-            for (channel, template) in &node.set {
-                let value = template.eval(&scope)?;
-                writes.push(Write::new(&self.graph, *channel, value).map_err(invalid)?);
-            }
-        }
-        for name in &goto {
-            if !node.may_goto.iter().any(|index| &self.graph.node(*index).name == name) {
-                let reason = format!(
-                    "node `{}` goes to `{name}`, which is not in its `may_goto`",
-                    node.name
-                );
-                return Err(NodeError::fatal("goto", reason));
-            }
-        }
-        let w = writes.into_iter().map(|write| write.into_named(&self.graph)).collect();
-        Ok(TaskRecord { w, g: goto, f: None })
-    }
-
-    fn activation_vars<'v>(
-        &'v self,
-        at: usize,
-        node: &'v NodeSpec,
-        output: Value,
-    ) -> Vec<(&'v str, Shared)> {
-        let slot = &self.slots[at];
-        let mut vars =
-            vec![("run", self.run.ambient.run.clone()), ("env", self.run.ambient.env.clone())];
-        if let (Some(item), Some(for_each)) = (&slot.task.item, &node.for_each) {
-            vars.push((&for_each.name, item.value.clone()));
-            vars.push(("index", Shared::new(Value::from(item.index))));
-        }
-        vars.extend(step::error_for(&self.state, slot.task.node).map(|error| ("error", error)));
-        vars.push(("output", Shared::new(output)));
-        vars
-    }
-
-    fn wait(&mut self, at: usize, node: &NodeSpec, wait: Wait) {
-        let slot = &mut self.slots[at];
-        slot.status = Status::Waiting(wait.kind);
-        if wait.stored {
-            self.waits_stored = true;
-            return;
-        }
-        slot.wait = Some(WaitRow {
-            task: slot.task.id,
-            node: node.name.clone(),
-            kind: wait.kind,
-            attempt: slot.attempt,
-            due: wait.due,
-            name: wait.name,
-            data: wait.data.map(|data| data.to_string().into_bytes()),
-            answer: None,
-            round: slot.next_round(),
-        });
-    }
-
-    /// Asks a person. Answers that the activation has got before stay with it.
-    fn ask(&mut self, at: usize, node: &NodeSpec, question: Question) {
-        let slot = &self.slots[at];
-        let seen =
-            seen_by_node(slot.previous.as_ref()).filter(|wait| wait.kind == WaitKind::Interrupt);
-        let answers = seen.and_then(|wait| wait.answer);
-        let data = json!({
-            "id": interrupt_id(slot.task.id, count(answers.as_deref())),
-            "value": question.value,
-            "response_schema": question.schema,
-        });
-        self.put_question(at, node, data, question.expires);
-        if let Some(wait) = &mut self.slots[at].wait {
-            wait.answer = answers;
-        }
-    }
-
-    /// Asks a person what became of an attempt that nobody knows the outcome of.
-    fn ask_about_outcome(&mut self, at: usize, question: Question, before: &Value) {
-        let graph = Arc::clone(&self.graph);
-        let slot = &self.slots[at];
-        let node = graph.node(slot.task.node);
-        let data = json!({
-            "id": unknown_outcome_id(slot.task.id, slot.attempt),
-            "value": question.value,
-            "response_schema": question.schema,
-            "unknown_outcome": { "before": before },
-        });
-        self.put_question(at, node, data, question.expires);
-    }
-
-    fn put_question(&mut self, at: usize, node: &NodeSpec, data: Value, expires: Option<Duration>) {
-        let due = expires.map(Due::After);
-        self.wait(
-            at,
-            node,
-            Wait { kind: WaitKind::Interrupt, due, name: None, data: Some(data), stored: false },
-        );
-    }
-
-    /// An attempt failed: another one after a pause, the node's handler, or the end of the run.
-    fn failed(&mut self, at: usize, node: &NodeSpec, err: NodeError) -> Result<(), ExecError> {
-        let (kind, message, again) = match err {
-            NodeError::Fenced => return Err(CheckpointError::Fenced.into()),
-            NodeError::NotStarted { message, after } => {
-                self.pause(
-                    at,
-                    node,
-                    after.min(MAX_NOT_STARTED),
-                    self.slots[at].attempt,
-                    "not_started",
-                    &message,
-                );
-                return Ok(());
-            }
-            NodeError::Retryable { kind, message } => (kind, message, true),
-            NodeError::Fatal { kind, message } => (kind, message, false),
-        };
-        let attempt = self.slots[at].attempt;
-        if let Some(retry) = node.retry.as_ref().filter(|retry| again && attempt < retry.attempts) {
-            let after = backoff(retry, attempt, self.slots[at].task.id.0.as_u128());
-            self.pause(at, node, after, attempt + 1, &kind, &message);
-            return Ok(());
-        }
-        let failure = Failure { kind, message, attempts: attempt };
-        self.slots[at].status =
-            Status::Done(TaskRecord { f: Some(failure), ..TaskRecord::default() });
-        Ok(())
-    }
-
-    fn pause(
-        &mut self,
-        at: usize,
-        node: &NodeSpec,
-        after: Duration,
-        attempt: u32,
-        kind: &str,
-        message: &str,
-    ) {
-        let slot = &mut self.slots[at];
-        slot.attempt = attempt;
-        let mut data = json!({ "kind": kind, "message": message });
-        // What the node had waited for is there for the next attempt as well.
-        if let Some(before) = before_of(slot.previous.as_ref()) {
-            data["before"] = before;
-        }
-        let wait = Wait {
-            kind: WaitKind::Retry,
-            due: Some(Due::After(after)),
-            name: None,
-            data: Some(data),
-            stored: false,
-        };
-        self.wait(at, node, wait);
-    }
-
     /// Stores results while other activations still run; one commit at a time, and the next takes what gathered.
     fn save_early(&mut self) {
         if !self.saves.is_empty() {
@@ -799,8 +596,10 @@ impl<'r> Work<'r> {
     fn unsaved(&mut self) -> Option<Commit> {
         let mut writes = Vec::new();
         let mut waits = Vec::new();
+        let mut effects = Vec::new();
         let mut rows = Vec::new();
         for slot in &mut self.slots {
+            effects.extend(slot.effect.take());
             if let Some(wait) = slot.wait.take() {
                 self.waits_stored = true;
                 waits.push(wait);
@@ -812,7 +611,7 @@ impl<'r> Work<'r> {
             if record.f.is_some() && self.graph.node(slot.task.node).on_error.is_none() {
                 // The run fails with it: what is stored is that a later run makes another attempt.
                 let node = self.graph.node(slot.task.node);
-                if matches!(node.kind, NodeKind::Job(_) | NodeKind::Use { .. }) {
+                if node.kind.is_outside() {
                     waits.push(next_attempt(slot, &node.name));
                 }
                 continue;
@@ -822,7 +621,7 @@ impl<'r> Work<'r> {
             self.run.stream_end(&self.graph, &self.path, slot, record, &mut rows);
         }
         self.stream.append(&mut rows);
-        if writes.is_empty() && waits.is_empty() && self.stream.is_empty() {
+        if writes.is_empty() && waits.is_empty() && effects.is_empty() && self.stream.is_empty() {
             return None;
         }
         Some(Commit {
@@ -833,6 +632,7 @@ impl<'r> Work<'r> {
             waits,
             settles: false,
             stream: std::mem::take(&mut self.stream),
+            effects,
         })
     }
 
@@ -842,8 +642,8 @@ impl<'r> Work<'r> {
             let node = self.graph.node(slot.task.node);
             match node.kind {
                 NodeKind::Use { .. } => node.effect != Effect::Pure,
-                NodeKind::Job(_) | NodeKind::Graph { .. } => true,
-                NodeKind::Set | NodeKind::Interrupt(_) | NodeKind::Wait(_) => false,
+                NodeKind::Graph { .. } => true,
+                _ => node.kind.is_outside(),
             }
         };
         self.waits_stored || self.slots.iter().any(keeps_rows)
@@ -863,12 +663,6 @@ impl<'r> Work<'r> {
         }
         all.with_own(own)
     }
-}
-
-fn count(answers: Option<&[u8]>) -> u32 {
-    let answers =
-        answers.and_then(|bytes| serde_json::from_slice::<Vec<serde::de::IgnoredAny>>(bytes).ok());
-    answers.map_or(0, |answers| u32::try_from(answers.len()).unwrap_or(u32::MAX))
 }
 
 /// A wait that is over already: it only says which attempt comes next.
@@ -894,21 +688,4 @@ fn still_waits(wait: &StoredWait) -> bool {
         WaitKind::Event => !wait.expired && wait.answer.is_none(),
         WaitKind::Interrupt => !wait.expired && !wait.settled,
     }
-}
-
-/// The pause after failed attempt number `attempt`: exponential, bounded, and with jitter drawn from the
-/// upper half of its length. The draw is a function of the activation and the attempt, so it needs no dice.
-fn backoff(retry: &Retry, attempt: u32, seed: u128) -> Duration {
-    let exponent = i32::try_from(attempt.saturating_sub(1).min(1000)).unwrap_or(1000);
-    let seconds =
-        (retry.first.as_secs_f64() * retry.factor.powi(exponent)).min(retry.max.as_secs_f64());
-    let full = Duration::try_from_secs_f64(seconds).unwrap_or(retry.max);
-    if !retry.jitter {
-        return full;
-    }
-    let draw = step::uuid_of(&<sha2::Sha256 as sha2::Digest>::digest(
-        [seed.to_be_bytes().as_slice(), &attempt.to_be_bytes()].concat(),
-    ));
-    let part = f64::from(u16::try_from(draw.as_u128() >> 112).unwrap_or(0)) / f64::from(u16::MAX);
-    full.mul_f64(0.5 + part / 2.0)
 }

@@ -16,6 +16,7 @@ mod eval;
 mod functions;
 mod lower;
 mod operand;
+mod prompt;
 mod scan;
 mod template;
 
@@ -27,6 +28,7 @@ use super::value::Shared;
 use lower::Ir;
 
 pub use functions::FUNCTIONS;
+pub use prompt::MAX_PROMPT_BYTES;
 pub use template::{Template, TemplateError};
 
 /// Bytes of one expression's source.

@@ -6,6 +6,7 @@
 
 use serde_json::Value;
 
+use super::prompt::Prompt;
 use super::{EvalError, EvalProblem, Expr, ExprError, MAX_VALUE_DEPTH, References, Scope, scan};
 
 /// Levels of lists and maps in a template itself.
@@ -25,6 +26,7 @@ enum Part {
     Text(Vec<Piece>),
     List(Vec<Part>),
     Map(Vec<(String, Part)>),
+    Prompt(Prompt),
 }
 
 #[derive(Debug, Clone)]
@@ -49,6 +51,16 @@ impl Template {
         let mut compiler = Compiler { vars, path: Vec::new(), references: References::default() };
         let part = compiler.part(json)?;
         Ok(Self { part, references: compiler.references })
+    }
+
+    /// Compiles a prompt, Markdown with `MiniJinja`, in which `state` and the names of `vars` may be used. It gives a text.
+    pub fn prompt(source: &str, vars: &[&str]) -> Result<Self, ExprError> {
+        let prompt = Prompt::compile(source, vars)?;
+        if !source.contains(['{', '}']) {
+            return Ok(Self::literal(source.into()));
+        }
+        let references = prompt.references();
+        Ok(Self { part: Part::Prompt(prompt), references })
     }
 
     /// A template that gives `value` as it is, whatever its strings hold.
@@ -133,6 +145,7 @@ impl Part {
                 .iter()
                 .map(|(key, part)| Ok((key.clone(), part.eval(scope, inner)?)))
                 .collect(),
+            Self::Prompt(prompt) => prompt.render(scope).map(Value::String),
         }
     }
 }

@@ -60,6 +60,7 @@ fn superstep(grant: &Grant, next: &str) -> Request {
             waits: Vec::new(),
             settles: false,
             stream: Vec::new(),
+            effects: Vec::new(),
         }),
     }
 }

@@ -1,5 +1,7 @@
 //! The engine over the checkpointer in memory, with nodes whose code is written in the test.
 
+mod effects;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -611,90 +613,6 @@ async fn a_node_goes_where_its_code_says_within_may_goto() {
     let world = World::new(std::slice::from_ref(&file), pick("right"), json!({}));
     assert_eq!(world.output().await, json!({ "log": ["other", "pick", "right"] }));
     assert_eq!(World::new(&[file], pick("other"), json!({})).failure().await.kind, "goto");
-}
-
-/// An effectful node whose process dies in its first attempt: what comes of it under each decision.
-async fn effectful_after_a_crash(decision: Value) -> (Result<Value, String>, usize) {
-    let file = json!({
-        "name": "g", "state": { "log": log() },
-        "nodes": { "act": { "use": "act", "set": { "log": ["${output}"] } } },
-        "edges": ["start -> act -> end"],
-    });
-    let calls = Arc::new(AtomicUsize::new(0));
-    let called = Arc::clone(&calls);
-    let act: Code = Box::new(move |activation| {
-        let calls = Arc::clone(&called);
-        async move {
-            if calls.fetch_add(1, Ordering::SeqCst) == 0 {
-                std::future::pending::<()>().await;
-            }
-            Ok(Outcome::output(json!(format!("attempt {}", activation.attempt))))
-        }
-        .boxed()
-    });
-    let world =
-        World::new(&[file], Script::default().with_async("act", Effect::Effectful, act), json!({}));
-    // The process dies while the attempt is under way.
-    assert!(world.go().now_or_never().is_none());
-    assert!(world.waiting().await.people_only());
-    assert_eq!(world.open("act").data["value"]["reason"], "unknown_outcome");
-    world.answer("act", decision);
-    let end = match world.go().await {
-        Exit::Done(state) => Ok(state.output(&world.graph)["log"].clone()),
-        Exit::Failed(failure) => Err(failure.kind),
-        other => panic!("{other:?}"),
-    };
-    (end, calls.load(Ordering::SeqCst))
-}
-
-#[tokio::test]
-async fn a_person_decides_about_an_attempt_whose_outcome_is_unknown() {
-    let retried = effectful_after_a_crash(json!({ "action": "retry" })).await;
-    assert_eq!(
-        retried,
-        (Ok(json!(["attempt 1"])), 2),
-        "under the same number: it is not known to have failed"
-    );
-    let told = effectful_after_a_crash(json!({ "action": "done", "output": "by hand" })).await;
-    assert_eq!(told, (Ok(json!(["by hand"])), 1));
-    let given_up = effectful_after_a_crash(json!({ "action": "fail" })).await;
-    assert_eq!(given_up, (Err("given_up".to_owned()), 1));
-}
-
-#[tokio::test]
-async fn an_idempotent_attempt_is_repeated_under_its_number() {
-    let file = json!({
-        "name": "g", "state": { "log": log() },
-        "nodes": { "act": { "use": "act", "set": { "log": ["${output}"] } } },
-        "edges": ["start -> act -> end"],
-    });
-    let keys = Arc::new(Mutex::new(Vec::new()));
-    let seen = Arc::clone(&keys);
-    let act: Code = Box::new(move |activation| {
-        let keys = Arc::clone(&seen);
-        async move {
-            let first = {
-                let mut keys = keys.lock().unwrap();
-                keys.push((activation.task.id, activation.attempt));
-                keys.len() == 1
-            };
-            if first {
-                std::future::pending::<()>().await;
-            }
-            Ok(Outcome::output(json!("done")))
-        }
-        .boxed()
-    });
-    let world = World::new(
-        &[file],
-        Script::default().with_async("act", Effect::Idempotent, act),
-        json!({}),
-    );
-    assert!(world.go().now_or_never().is_none());
-    assert_eq!(world.output().await, json!({ "log": ["done"] }));
-    let keys = keys.lock().unwrap();
-    assert_eq!(keys.len(), 2);
-    assert_eq!(keys[0], keys[1], "the idempotency key of the repeated attempt is the same");
 }
 
 #[tokio::test]

@@ -9,6 +9,8 @@
 //! **Invariant:** a commit is acknowledged only after the statement that wrote it was committed with
 //! `synchronous_commit` on.
 
+mod columns;
+
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -17,9 +19,10 @@ use sqlx::PgPool;
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
+use self::columns::Columns;
 use super::StoreError;
 use super::crash;
-use crate::graph::checkpoint::{Commit, Due};
+use crate::graph::checkpoint::{Commit, EffectChange};
 use crate::ids::{RunId, ThreadId};
 
 /// Connections that a committer can use at once.
@@ -67,7 +70,7 @@ impl Request {
 
     /// About how many bytes it writes.
     fn size(&self) -> usize {
-        let Commit { checkpoint, writes, waits, stream, .. } = &*self.commit;
+        let Commit { checkpoint, writes, waits, stream, effects, .. } = &*self.commit;
         let row = checkpoint.as_ref().map_or(0, |row| {
             let values: usize = row.values.iter().map(|(_, value)| value.len()).sum();
             row.changed.len() + row.keyframe.as_ref().map_or(0, Vec::len) + values
@@ -75,12 +78,20 @@ impl Request {
         let writes: usize = writes.iter().map(|(_, bytes)| bytes.len()).sum();
         let waits: usize = waits.iter().map(|wait| wait.data.as_ref().map_or(0, Vec::len)).sum();
         let stream: usize = stream.iter().map(|row| row.data.len()).sum();
-        row + writes + waits + stream
+        let effects: usize = effects
+            .iter()
+            .map(|row| match &row.change {
+                EffectChange::Intent { request, .. } => request.len(),
+                EffectChange::Outcome { outcome, .. } => outcome.len(),
+            })
+            .sum();
+        row + writes + waits + stream + effects
     }
 
     /// Whether it is a root checkpoint and nothing else, which the small statements can write.
     fn is_plain(&self) -> bool {
-        let Commit { namespace, checkpoint, writes, waits, settles, stream, .. } = &*self.commit;
+        let Commit { namespace, checkpoint, writes, waits, settles, stream, effects, .. } =
+            &*self.commit;
         let plain_row =
             checkpoint.as_ref().is_some_and(|row| row.values.is_empty() && row.parent.is_none());
         plain_row
@@ -89,6 +100,7 @@ impl Request {
             && waits.is_empty()
             && !settles
             && stream.is_empty()
+            && effects.is_empty()
     }
 }
 
@@ -440,172 +452,6 @@ async fn execute_plain(pool: &PgPool, requests: &[Request]) -> Result<HashSet<us
     Ok(passed.into_iter().filter_map(|number| usize::try_from(number).ok()).collect())
 }
 
-/// Columns of the multi-row statement that writes everything a commit can hold.
-#[derive(Default)]
-struct Columns {
-    runs: Vec<uuid::Uuid>,
-    fences: Vec<i64>,
-    root_seqs: Vec<i64>,
-    next_seqs: Vec<i64>,
-    threads: Vec<uuid::Uuid>,
-    checkpoints: CheckpointColumns,
-    values: ValueColumns,
-    writes: WriteColumns,
-    waits: WaitColumns,
-    stream: StreamColumns,
-}
-
-#[derive(Default)]
-struct CheckpointColumns {
-    request: Vec<i32>,
-    namespace: Vec<String>,
-    branch: Vec<i32>,
-    seq: Vec<i64>,
-    parent_branch: Vec<Option<i32>>,
-    parent_seq: Vec<Option<i64>>,
-    source: Vec<i16>,
-    next: Vec<String>,
-    changed: Vec<Vec<u8>>,
-    keyframe: Vec<Option<Vec<u8>>>,
-    /// The seq that planned the superstep, when its waits are to be settled.
-    settles: Vec<Option<i64>>,
-}
-
-#[derive(Default)]
-struct ValueColumns {
-    request: Vec<i32>,
-    namespace: Vec<String>,
-    branch: Vec<i32>,
-    seq: Vec<i64>,
-    channel: Vec<String>,
-    value: Vec<Vec<u8>>,
-}
-
-#[derive(Default)]
-struct WriteColumns {
-    request: Vec<i32>,
-    namespace: Vec<String>,
-    branch: Vec<i32>,
-    seq: Vec<i64>,
-    task: Vec<uuid::Uuid>,
-    writes: Vec<Vec<u8>>,
-}
-
-#[derive(Default)]
-struct WaitColumns {
-    request: Vec<i32>,
-    namespace: Vec<String>,
-    branch: Vec<i32>,
-    seq: Vec<i64>,
-    task: Vec<uuid::Uuid>,
-    node: Vec<String>,
-    kind: Vec<String>,
-    attempt: Vec<i32>,
-    round: Vec<i32>,
-    after: Vec<Option<f64>>,
-    at: Vec<Option<chrono::DateTime<chrono::Utc>>>,
-    name: Vec<Option<String>>,
-    data: Vec<Option<Vec<u8>>>,
-    answer: Vec<Option<Vec<u8>>>,
-}
-
-#[derive(Default)]
-struct StreamColumns {
-    request: Vec<i32>,
-    seq: Vec<i64>,
-    place: Vec<i32>,
-    mode: Vec<String>,
-    namespace: Vec<String>,
-    data: Vec<Vec<u8>>,
-}
-
-impl Columns {
-    fn of(requests: &[Request]) -> Self {
-        let mut columns = Self::default();
-        for (number, request) in (0_i32..).zip(requests) {
-            columns.push(number, request);
-        }
-        columns
-    }
-
-    fn push(&mut self, number: i32, request: &Request) {
-        let commit = &*request.commit;
-        self.runs.push(request.run_id.0);
-        self.fences.push(request.fence);
-        self.root_seqs.push(request.root_seq);
-        self.next_seqs.push(request.next_root_seq());
-        self.threads.push(request.thread_id.0);
-        if let Some(row) = &commit.checkpoint {
-            let to = &mut self.checkpoints;
-            to.request.push(number);
-            to.namespace.push(commit.namespace.clone());
-            to.branch.push(row.position.branch);
-            to.seq.push(row.position.seq);
-            to.parent_branch.push(row.parent.map(|parent| parent.branch));
-            to.parent_seq.push(row.parent.map(|parent| parent.seq));
-            to.source.push(row.source.code());
-            to.next.push(row.next.clone());
-            to.changed.push(row.changed.clone());
-            to.keyframe.push(row.keyframe.clone());
-            to.settles.push(commit.settles.then_some(commit.planned.seq));
-            for (channel, value) in &row.values {
-                let to = &mut self.values;
-                to.request.push(number);
-                to.namespace.push(commit.namespace.clone());
-                to.branch.push(row.position.branch);
-                to.seq.push(row.position.seq);
-                to.channel.push(channel.clone());
-                to.value.push(value.clone());
-            }
-        }
-        for (task, writes) in &commit.writes {
-            let to = &mut self.writes;
-            to.request.push(number);
-            to.namespace.push(commit.namespace.clone());
-            to.branch.push(commit.planned.branch);
-            to.seq.push(commit.planned.seq);
-            to.task.push(task.0);
-            to.writes.push(writes.clone());
-        }
-        self.push_waits(number, commit);
-        for row in &commit.stream {
-            let to = &mut self.stream;
-            to.request.push(number);
-            to.seq.push(row.seq);
-            to.place.push(row.place);
-            to.mode.push(row.mode.to_owned());
-            to.namespace.push(row.namespace.clone());
-            to.data.push(row.data.clone());
-        }
-    }
-
-    fn push_waits(&mut self, number: i32, commit: &Commit) {
-        for wait in &commit.waits {
-            let to = &mut self.waits;
-            to.request.push(number);
-            to.namespace.push(commit.namespace.clone());
-            to.branch.push(commit.planned.branch);
-            to.seq.push(commit.planned.seq);
-            to.task.push(wait.task.0);
-            to.node.push(wait.node.clone());
-            to.kind.push(wait.kind.as_str().to_owned());
-            to.attempt.push(i32::try_from(wait.attempt).unwrap_or(i32::MAX));
-            to.round.push(wait.round);
-            to.answer.push(wait.answer.clone());
-            to.after.push(match wait.due {
-                Some(Due::After(duration)) => Some(duration.as_secs_f64()),
-                _ => None,
-            });
-            to.at.push(match wait.due {
-                Some(Due::At(at)) => Some(at),
-                _ => None,
-            });
-            to.name.push(wait.name.clone());
-            to.data.push(wait.data.clone());
-        }
-    }
-}
-
 /// Anything that commits can hold.
 ///
 /// An event that a wait names may have come before the wait: it is taken from `events` in the same
@@ -700,7 +546,26 @@ async fn execute_full(pool: &PgPool, requests: &[Request]) -> Result<HashSet<usi
              select g.run_id, s.seq, s.place, s.mode, s.namespace, s.data
                from unnest($43::int[], $44::bigint[], $45::int[], $46::text[], $47::text[], $48::bytea[])
                  as s (request, seq, place, mode, namespace, data) join gate g using (request)
-             on conflict do nothing)
+             on conflict do nothing),
+           e as (
+             select g.run_id, g.thread_id, e.*
+               from unnest($49::int[], $50::text[], $51::int[], $52::bigint[], $53::uuid[], $54::int[], $55::text[],
+                           $56::text[], $57::text[], $58::text[], $59::text[], $60::bytea[], $61::bytea[])
+                 as e (request, namespace, branch, seq, task_id, attempt, status, node, kind, target, effect, hash, body)
+               join gate g using (request)),
+           intended as (
+             insert into effects (thread_id, task_id, attempt, run_id, namespace, branch, seq, node, kind, target, effect,
+                                  status, sends, started_at, request_hash, request)
+             select thread_id, task_id, attempt, run_id, namespace, branch, seq, node, kind, target, effect,
+                    status, 1, cynai_now(), hash, body
+               from e where node is not null
+             on conflict (thread_id, task_id, attempt) do update
+                set run_id = excluded.run_id, status = excluded.status, sends = effects.sends + 1, ended_at = null,
+                    outcome = null),
+           came_of as (
+             update effects f set status = e.status, outcome = e.body, ended_at = cynai_now()
+               from e where e.node is null and f.thread_id = e.thread_id and f.task_id = e.task_id
+                and f.attempt = e.attempt)
            select request as "request!" from gate"#,
         &c.runs,
         &c.fences,
@@ -750,6 +615,19 @@ async fn execute_full(pool: &PgPool, requests: &[Request]) -> Result<HashSet<usi
         &c.stream.mode,
         &c.stream.namespace,
         &c.stream.data,
+        &c.effects.request,
+        &c.effects.namespace,
+        &c.effects.branch,
+        &c.effects.seq,
+        &c.effects.task,
+        &c.effects.attempt,
+        &c.effects.status,
+        &c.effects.node as &[Option<String>],
+        &c.effects.kind as &[Option<String>],
+        &c.effects.target as &[Option<String>],
+        &c.effects.effect as &[Option<String>],
+        &c.effects.hash as &[Option<Vec<u8>>],
+        &c.effects.body,
     )
     .fetch_all(pool)
     .await?;
