@@ -49,10 +49,12 @@ pub fn pool(options: PgConnectOptions, size: u32) -> PgPool {
                 // As a statement, since a pooler may refuse it as a parameter of the connection.
                 let milliseconds = SILENCE.as_millis().to_string();
                 // Every statement finds its rows by a key. A plan is kept for the connection's life, and one that was
-                // made when a table was empty would read all of it when it holds a million rows.
+                // made when a table was empty would read all of it when it holds a million rows. (What must scan all
+                // the same has a plan of such cost that it would be compiled first, for a third of a second.)
                 sqlx::query!(
                     "select set_config('idle_in_transaction_session_timeout', $1, false) as timeout,
-                            set_config('enable_seqscan', 'off', false) as scans",
+                            set_config('enable_seqscan', 'off', false) as scans,
+                            set_config('jit', 'off', false) as jit",
                     milliseconds
                 )
                 .fetch_one(connection)

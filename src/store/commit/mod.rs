@@ -502,16 +502,18 @@ async fn execute_full(pool: &PgPool, requests: &[Request]) -> Result<HashSet<usi
               where ck.settles is not null and p.thread_id = ck.thread_id and p.branch = ck.branch and not p.settled
                 and ((p.namespace = ck.namespace and p.seq = ck.settles) or starts_with(p.namespace, ck.below))
                 and not exists (select from w where w.task_id = p.task_id)),
-           waits as (
+           asked as materialized (
              select g.run_id, g.thread_id, p.*,
                     coalesce(p.at, cynai_now() + make_interval(secs => p.after)) as due
                from unnest($29::int[], $30::text[], $31::int[], $32::bigint[], $33::uuid[], $34::text[], $35::text[],
                            $36::int[], $37::int[], $38::float8[], $39::timestamptz[], $40::text[], $41::bytea[],
                            $42::bytea[])
                  as p (request, namespace, branch, seq, task_id, node, kind, attempt, round, after, at, name, data, answer)
-               join gate g using (request)
+               join gate g using (request)),
+           waits as (
+             select * from asked p
               where not exists (
-                select from pending x where x.thread_id = g.thread_id and x.namespace = p.namespace
+                select from pending x where x.thread_id = p.thread_id and x.namespace = p.namespace
                    and x.branch = p.branch and x.seq = p.seq and x.task_id = p.task_id and x.round >= p.round)),
            arrived as materialized (
              delete from events e using (
