@@ -106,7 +106,8 @@ fn defaults_are_a_private_database_and_a_worker_on_loopback() {
     let config = Machine::new().resolve("").unwrap();
     assert!(config.listen.ip().is_loopback());
     assert!(matches!(config.database, DatabaseConfig::Embedded { pg_bin: None, .. }));
-    assert_eq!(config.local_worker, Some(LocalWorkerConfig::default()));
+    let worker = LocalWorkerConfig { bubblewrap: "bwrap".into(), ..LocalWorkerConfig::default() };
+    assert_eq!(config.local_worker, Some(worker));
     assert_eq!(config.body_limit_bytes, 10 << 20);
     assert_eq!(config.admin_token_file, Path::new("/home/ann/.local/share/cynai/admin-token"));
     assert!(config.graphs.is_empty());

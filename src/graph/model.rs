@@ -150,6 +150,10 @@ pub enum NodeKind {
         /// Its input: one template for each input channel that is given.
         input: Vec<(String, Template)>,
     },
+    /// A message from a language model.
+    Model(ModelTemplate),
+    /// A call of a tool of an MCP server.
+    Tool(ToolTemplate),
     /// A node written in Rust, found by name in the registry when the graph is loaded.
     Use {
         /// The registered name.
@@ -164,7 +168,7 @@ impl NodeKind {
     #[must_use]
     pub fn is_outside(&self) -> bool {
         match self {
-            Self::Job(_) | Self::Use { .. } => true,
+            Self::Job(_) | Self::Model(_) | Self::Tool(_) | Self::Use { .. } => true,
             Self::Set | Self::Interrupt(_) | Self::Wait(_) | Self::Graph { .. } => false,
         }
     }
@@ -200,6 +204,73 @@ pub struct JobResources {
     pub millicpus: Option<u32>,
     /// MiB of /workspace.
     pub disk_mb: Option<u32>,
+}
+
+/// `model:` with its templates.
+#[derive(Debug)]
+pub struct ModelTemplate {
+    /// A route of the configuration, or `ENDPOINT/MODEL`.
+    pub model: String,
+    /// What the model is told first.
+    pub system: Option<Template>,
+    /// The conversation so far: a list of messages.
+    pub messages: Option<Template>,
+    /// What the user says last.
+    pub prompt: Option<Template>,
+    /// Addresses or `data:` URLs of images that go with the prompt.
+    pub images: Vec<Template>,
+    /// Tools that the model may ask for, as `SERVER/TOOL` or `SERVER/*`.
+    pub tools: Vec<String>,
+    /// JSON Schema of the answer.
+    pub schema: Option<Value>,
+    /// How often an answer that does not fit is sent back.
+    pub repairs: u32,
+    /// How the model is asked.
+    pub sampling: Sampling,
+}
+
+/// How a model is asked; what is absent is the endpoint's own choice.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Sampling {
+    /// 0 to 2.
+    pub temperature: Option<f64>,
+    /// 0 to 1.
+    pub top_p: Option<f64>,
+    /// The longest answer, in tokens.
+    pub max_tokens: Option<u32>,
+    /// For answers that repeat.
+    pub seed: Option<i64>,
+    /// Texts at which the answer ends.
+    pub stop: Vec<String>,
+}
+
+/// `tool:` with its templates.
+#[derive(Debug)]
+pub struct ToolTemplate {
+    /// What is called.
+    pub target: ToolTarget,
+    /// What a call that a model made may name, as `SERVER/TOOL` or `SERVER/*`.
+    pub allow: Vec<String>,
+    /// Of these a person decides each time.
+    pub approve: Vec<String>,
+    /// What repeating a call would do, where the file says; else the tool's own annotations do.
+    pub effect: Option<Effect>,
+}
+
+/// What a `tool` node calls.
+#[derive(Debug)]
+pub enum ToolTarget {
+    /// A tool that the file names.
+    Named {
+        /// The server's name in the configuration.
+        server: String,
+        /// The tool's name on that server.
+        tool: String,
+        /// Its arguments: an object.
+        arguments: Template,
+    },
+    /// A tool call of a model's message.
+    Call(Template),
 }
 
 /// `interrupt:` with its templates.

@@ -18,6 +18,8 @@ use crate::graph::model::{Effect, Node as NodeSpec, NodeKind};
 pub struct Registry {
     named: BTreeMap<String, Arc<dyn Node>>,
     job: Option<Arc<dyn Node>>,
+    model: Option<Arc<dyn Node>>,
+    tool: Option<Arc<dyn Node>>,
 }
 
 impl std::fmt::Debug for Registry {
@@ -45,11 +47,29 @@ impl Registry {
     }
 }
 
+impl Registry {
+    /// Adds the code of `model` nodes.
+    #[must_use]
+    pub fn with_model(mut self, node: impl Node + 'static) -> Self {
+        self.model = Some(Arc::new(node));
+        self
+    }
+
+    /// Adds the code of `tool` nodes.
+    #[must_use]
+    pub fn with_tool(mut self, node: impl Node + 'static) -> Self {
+        self.tool = Some(Arc::new(node));
+        self
+    }
+}
+
 impl NodeSource for Registry {
     fn find(&self, node: &NodeSpec) -> Option<Arc<dyn Node>> {
         match &node.kind {
             NodeKind::Use { name, .. } => self.named.get(name).cloned(),
             NodeKind::Job(_) => self.job.clone(),
+            NodeKind::Model(_) => self.model.clone(),
+            NodeKind::Tool(_) => self.tool.clone(),
             NodeKind::Set | NodeKind::Interrupt(_) | NodeKind::Wait(_) | NodeKind::Graph { .. } => {
                 None
             }

@@ -174,8 +174,11 @@ mod tests {
     fn lines_are_appended_whole() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lines");
-        append(&path, "a|1\n").unwrap();
-        append(&path, "b|2\n").unwrap();
-        assert_eq!(std::fs::read_to_string(path).unwrap(), "a|1\nb|2\n");
+        append(&path, "a|1|").unwrap();
+        append(&path, "b|2|").unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(text.lines().map(str::trim_end).collect::<Vec<_>>(), ["a|1|", "b|2|"]);
+        assert_eq!(text.len(), 2 * RECORD);
+        assert!(append(&path, &"x".repeat(RECORD)).is_err());
     }
 }

@@ -132,6 +132,8 @@ fn kind(node: &Node) -> &'static str {
         NodeKind::Interrupt(_) => "interrupt",
         NodeKind::Wait(_) => "wait",
         NodeKind::Graph { .. } => "graph",
+        NodeKind::Model(_) => "model",
+        NodeKind::Tool(_) => "tool",
         NodeKind::Use { .. } => "use",
     }
 }

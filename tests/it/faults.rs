@@ -436,7 +436,7 @@ async fn where_sandboxes_do_not_work_a_job_is_refused_with_the_reason() {
     let site = Site::new(&[("one-job", JOB)]).with_flags(&flags);
     let server = site.start(&Start::default()).await;
     let client = server.client();
-    let threads = start_runs(&client, "one-job", &json!({}), 1).await;
+    let threads = start_runs(&client, "one-job", &json!({ "input": {} }), 1).await;
     let failed = until("the run fails", async || {
         let thread = client.thread(&threads[0]).await.unwrap();
         (thread["status"] == "error").then_some(thread)

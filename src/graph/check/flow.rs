@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use super::shape::Shape;
 use super::{Diagnostic, joins, writers};
 use crate::graph::expr::{References, Template};
-use crate::graph::model::{Graph, Node, NodeKind, Reducer, WaitTemplate};
+use crate::graph::model::{Graph, Node, NodeKind, Reducer, ToolTarget, WaitTemplate};
 use crate::graph::names::listed;
 
 /// Problems of a compiled graph; its topology is judged only when all its edges are known.
@@ -170,6 +170,20 @@ fn of_kind(node: &Node) -> Vec<(&'static [&'static str], &Template)> {
         NodeKind::Graph { input, .. } => {
             input.iter().map(|(_, template)| (&["graph", "input"][..], template)).collect()
         }
+        NodeKind::Model(model) => {
+            let texts = [
+                (&["model", "system"][..], &model.system),
+                (&["model", "messages"], &model.messages),
+                (&["model", "prompt"], &model.prompt),
+            ];
+            let texts = texts.into_iter().filter_map(|(key, text)| Some((key, text.as_ref()?)));
+            let images = model.images.iter().map(|image| (&["model", "images"][..], image));
+            texts.chain(images).collect()
+        }
+        NodeKind::Tool(tool) => match &tool.target {
+            ToolTarget::Named { arguments, .. } => vec![(&["tool", "arguments"], arguments)],
+            ToolTarget::Call(call) => vec![(&["tool", "call"], call)],
+        },
         NodeKind::Use { with, .. } => vec![(&["with"], with)],
     }
 }

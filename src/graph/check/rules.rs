@@ -35,6 +35,11 @@ pub static RULES: &[Rule] = &[
     rule("schema-keyword", "A word that JSON Schema does not know has no effect there."),
     rule("default", "The default of a channel breaks the channel's own schema."),
     rule("reducer", "The reducer is unknown, or does not fit the channel's type."),
+    rule(
+        "prompt-file",
+        "The file of a prompt cannot be read, is too long, or does not lie beside the graph.",
+    ),
+    rule("tool-name", "A tool is named as SERVER/TOOL, or SERVER/* for all of a server."),
     rule("expression", "An expression does not compile, or uses what is not in scope."),
     rule(
         "constant-condition",

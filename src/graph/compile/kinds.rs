@@ -30,6 +30,12 @@ impl Compiler<'_> {
             self.wait(place, wait).map_or(NodeKind::Set, NodeKind::Wait)
         } else if let Some(reference) = &def.graph {
             self.subgraph(place, reference).unwrap_or(NodeKind::Set)
+        } else if let Some(model) = &def.model {
+            self.model_node(place, model)
+        } else if let Some(tool) = &def.tool {
+            self.tool_node(place, tool)
+        } else if let Some(agent) = &def.agent {
+            self.agent_node(place, agent).unwrap_or(NodeKind::Set)
         } else if let Some(name) = &def.use_name {
             self.use_node(place, name)
         } else {

@@ -8,6 +8,7 @@
 
 mod edges;
 mod kinds;
+mod models;
 mod nodes;
 mod state;
 

@@ -56,7 +56,10 @@ impl Compiler<'_> {
             }
             let mut place = Place { name, def, vars };
             let node = self.one_node(&mut place, channels);
-            if let NodeKind::Graph { graph, .. } = &node.kind {
+            // An agent's graph is made of this file's own words, and has no file of its own.
+            if let NodeKind::Graph { graph, .. } = &node.kind
+                && def.agent.is_none()
+            {
                 called.push((graph.name.clone(), graph.hash));
             }
             nodes.push(node);
@@ -147,7 +150,7 @@ impl Compiler<'_> {
             let message = format!("`{}` does nothing", place.name);
             let problem = Diagnostic::error("node-kind", &place.path(&[]), message).on_key();
             self.report(
-                problem.help("give it `job`, `interrupt`, `wait`, `graph`, `use` or `set`"),
+                problem.help("give it `job`, `interrupt`, `wait`, `graph`, `model`, `agent`, `tool`, `use` or `set`"),
             );
         }
     }
@@ -165,10 +168,11 @@ impl Compiler<'_> {
         if def.with.is_some() && !is_use {
             misplaced("with", "only `use` takes an argument");
         }
-        if def.effect.is_some() && !is_use {
+        let acts = is_use || def.tool.is_some() || def.model.is_some();
+        if def.effect.is_some() && !acts {
             misplaced("effect", "other kinds know what repeating them does");
         }
-        if def.effects.is_some() && !is_use {
+        if def.effects.is_some() && !acts && def.agent.is_none() {
             misplaced("effects", "only nodes that act on the world have unknown outcomes");
         }
         if def.may_goto.is_some() && !is_use {
@@ -282,6 +286,9 @@ impl Compiler<'_> {
                 .map(Effect::from)
                 .or_else(|| self.registry.effect(name))
                 .unwrap_or(Effect::Effectful),
+            // Sent again under its key, at worst it costs again.
+            NodeKind::Model(_) => place.def.effect.map_or(Effect::Idempotent, Effect::from),
+            NodeKind::Tool(_) => place.def.effect.map_or(Effect::Effectful, Effect::from),
             _ => Effect::Pure,
         }
     }

@@ -7,6 +7,7 @@
 //! **Invariant:** unknown keys are errors everywhere; what was not written is not serialised.
 
 mod duration;
+pub mod models;
 mod ordered;
 
 use schemars::JsonSchema;
@@ -14,6 +15,7 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
+use self::models::{AgentDef, ModelDef, ToolDef};
 use super::model::{Effect, GraphHash, OnUnknown};
 
 pub use duration::{MAX_DURATION, Period, parse_duration};
@@ -136,16 +138,16 @@ pub struct NodeDef {
     /// Channel updates: templates over `output` and everything in scope.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub set: Option<Ordered<Value>>,
+    /// A message from a language model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<ModelDef>,
+    /// A language model that calls tools until it has an answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<AgentDef>,
+    /// A call of a tool of an MCP server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tool: Option<ToolDef>,
     // Kinds that a later version brings: written today they are an error that says so.
-    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
-    #[schemars(skip)]
-    pub(super) model: Option<Value>,
-    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
-    #[schemars(skip)]
-    pub(super) agent: Option<Value>,
-    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
-    #[schemars(skip)]
-    pub(super) tool: Option<Value>,
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     #[schemars(skip)]
     pub(super) http: Option<Value>,
@@ -396,6 +398,9 @@ impl NodeDef {
             ("wait", self.wait.is_some()),
             ("graph", self.graph.is_some()),
             ("use", self.use_name.is_some()),
+            ("model", self.model.is_some()),
+            ("agent", self.agent.is_some()),
+            ("tool", self.tool.is_some()),
         ];
         let kinds = written.iter().filter(|(_, there)| *there).map(|(kind, _)| *kind);
         kinds.chain(self.later_kinds()).collect()
@@ -404,14 +409,7 @@ impl NodeDef {
     /// The kinds among them that this version does not run.
     #[must_use]
     pub fn later_kinds(&self) -> Vec<&'static str> {
-        let written = [
-            ("model", &self.model),
-            ("agent", &self.agent),
-            ("tool", &self.tool),
-            ("http", &self.http),
-            ("browse", &self.browse),
-            ("start", &self.start),
-        ];
+        let written = [("http", &self.http), ("browse", &self.browse), ("start", &self.start)];
         written.iter().filter(|(_, value)| value.is_some()).map(|(kind, _)| *kind).collect()
     }
 }

@@ -43,6 +43,11 @@ impl<T> Ordered<T> {
         self.0.iter().map(|(name, value)| (name.as_str(), value))
     }
 
+    /// The entries in the order in which they were written, to be changed.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (&str, &mut T)> {
+        self.0.iter_mut().map(|(name, value)| (name.as_str(), value))
+    }
+
     /// The names in order.
     pub fn names(&self) -> impl ExactSizeIterator<Item = &str> {
         self.0.iter().map(|(name, _)| name.as_str())

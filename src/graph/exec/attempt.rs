@@ -109,18 +109,17 @@ impl Run {
     ) -> Result<Begin, CheckpointError> {
         let (task, spec) = (activation.task, activation.node);
         let previous = call.previous.as_ref();
-        let mut sends = sends_of(previous);
+        let (mut sends, mut lost) = (count_of(previous, "sends"), count_of(previous, "lost"));
         if previous.is_some_and(|wait| !wait.settled && wait.kind == WaitKind::Attempt) {
-            let found = Sent { sends, ..Sent::new(intent, "", 0) };
-            match found.on_unknown(spec) {
-                OnUnknown::Retry if found.may_resend(spec) => {}
+            match Sent::new(intent, "", sends, lost).on_unknown(spec) {
+                OnUnknown::Retry => {}
                 OnUnknown::Ask => {
                     let question =
                         effect::question(&spec.name, call.attempt, &sent_before(previous), None);
                     let before = json_of(activation.previous);
                     return Ok(Begin::Over(End::Unknown { question, before }));
                 }
-                OnUnknown::Retry | OnUnknown::Fail => {
+                OnUnknown::Fail => {
                     let message = "the process died while the attempt was acting on the world";
                     return Ok(Begin::Over(End::Decided {
                         end: Err(NodeError::fatal("unknown_outcome", message)),
@@ -147,13 +146,14 @@ impl Run {
                 }
             }
         } else if previous.is_none_or(|wait| wait.attempt != call.attempt) {
-            sends = 0;
+            (sends, lost) = (0, 0);
         }
-        let sent = Sent::new(intent, &activation.idempotency_key(), sends.saturating_add(1));
+        let sent = Sent::new(intent, &activation.idempotency_key(), sends.saturating_add(1), lost);
         let data = json!({
             "before": json_of(activation.previous),
             "sent": sent.view,
             "sends": sent.sends,
+            "lost": sent.lost,
         });
         let row = WaitRow {
             task: task.id,
@@ -239,11 +239,11 @@ fn data_of(previous: Option<&StoredWait>) -> Option<Value> {
     serde_json::from_slice(previous?.data.as_deref()?).ok()
 }
 
-/// How often the attempt was sent so far.
-fn sends_of(previous: Option<&StoredWait>) -> u32 {
+/// A count that is kept with what the attempt waits for.
+fn count_of(previous: Option<&StoredWait>, key: &str) -> u32 {
     let data = data_of(previous);
-    let sends = data.as_ref().and_then(|data| data.get("sends")).and_then(Value::as_u64);
-    sends.and_then(|sends| u32::try_from(sends).ok()).unwrap_or(0)
+    let count = data.as_ref().and_then(|data| data.get(key)).and_then(Value::as_u64);
+    count.and_then(|count| u32::try_from(count).ok()).unwrap_or(0)
 }
 
 /// What was sent by the attempt that is under way, for people.

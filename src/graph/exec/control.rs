@@ -25,7 +25,11 @@ pub(super) fn run(activation: &Activation<'_>) -> Option<Result<Outcome, NodeErr
         NodeKind::Wait(WaitTemplate::Event { name, timeout }) => {
             Some(wait_event(activation, name, *timeout))
         }
-        NodeKind::Job(_) | NodeKind::Graph { .. } | NodeKind::Use { .. } => None,
+        NodeKind::Job(_)
+        | NodeKind::Graph { .. }
+        | NodeKind::Model(_)
+        | NodeKind::Tool(_)
+        | NodeKind::Use { .. } => None,
     }
 }
 

@@ -44,10 +44,12 @@ pub(super) struct Sent {
     pub(super) view: Value,
     /// How often this attempt was sent, this time included.
     pub(super) sends: u32,
+    /// How often it came back without telling what happened.
+    pub(super) lost: u32,
 }
 
 impl Sent {
-    pub(super) fn new(intent: &Intent, key: &str, sends: u32) -> Self {
+    pub(super) fn new(intent: &Intent, key: &str, sends: u32, lost: u32) -> Self {
         let (request, whole) = clipped(&intent.request, MAX_REQUEST);
         let mut view = json!({
             "kind": intent.kind,
@@ -58,7 +60,7 @@ impl Sent {
         if !whole {
             view["truncated"] = true.into();
         }
-        Self { effect: intent.effect, view, sends }
+        Self { effect: intent.effect, view, sends, lost }
     }
 
     /// What an unknown outcome of it means, at a node.
@@ -69,9 +71,11 @@ impl Sent {
         })
     }
 
-    /// Whether it may be sent once more under the same key.
+    /// Whether it may be sent once more under the same key after it came back without telling what happened. A
+    /// process that died in between is no reason to stop: of those the driver keeps count.
     pub(super) fn may_resend(&self, node: &NodeSpec) -> bool {
-        self.sends < node.retry.as_ref().map_or(DEFAULT_SENDS, |retry| retry.attempts.max(1))
+        self.lost.saturating_add(1)
+            < node.retry.as_ref().map_or(DEFAULT_SENDS, |retry| retry.attempts.max(1))
     }
 }
 

@@ -79,13 +79,14 @@ impl Work<'_> {
             }
             OnUnknown::Retry if sent.may_resend(node) => {
                 let after = node.retry.as_ref().map_or(RESEND_AFTER, |retry| {
-                    backoff(retry, sent.sends, self.slots[at].task.id.0.as_u128())
+                    backoff(retry, sent.lost.saturating_add(1), self.slots[at].task.id.0.as_u128())
                 });
                 self.pause(at, node, after, attempt, kind, message);
                 if let Some(data) = self.slots[at].wait.as_mut().and_then(|wait| wait.data.as_mut())
                     && let Ok(mut kept) = serde_json::from_slice::<Value>(data)
                 {
                     kept["sends"] = sent.sends.into();
+                    kept["lost"] = sent.lost.saturating_add(1).into();
                     *data = kept.to_string().into_bytes();
                 }
                 Ok(())

@@ -3,7 +3,7 @@
 //! `{{ state.x }}`, `{% for .. %}`, `{{ item.name | tojson }}`. A name that no scope has is an error when the graph is
 //! loaded; a value that is missing when the prompt is rendered is an error then, never an empty word.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::sync::Arc;
 
@@ -75,23 +75,23 @@ impl Prompt {
     /// The text, in `scope`.
     pub(super) fn render(&self, scope: &Scope<'_>) -> Result<String, EvalError> {
         let fail = |problem| EvalError { problem, expression: self.excerpt() };
-        let mut state = Vec::with_capacity(self.channels.len());
+        let mut state = BTreeMap::new();
         for name in &self.channels {
             let value = scope.state.get(name);
             let value = value.ok_or_else(|| fail(EvalProblem::MissingChannel(name.clone())))?;
-            state.push((name.as_str(), value_of(value.json())));
+            state.insert(name.as_str(), value_of(value.json()));
         }
-        let mut context = vec![("state", Rendered::from_iter(state))];
+        let mut context = BTreeMap::from([("state", Rendered::from(state))]);
         for name in &self.vars {
             let found = scope.vars.iter().find(|(var, _)| *var == name.as_str());
             let (_, value) =
                 found.ok_or_else(|| fail(EvalProblem::MissingVariable(name.clone())))?;
-            context.push((name.as_str(), value_of(value.json())));
+            context.insert(name.as_str(), value_of(value.json()));
         }
         let environment = environment();
         let mut text = Bounded(Vec::new());
         let rendered = environment.template_from_str(&self.source).and_then(|template| {
-            template.render_captured_to(Rendered::from_iter(context), &mut text).map(drop)
+            template.render_captured_to(Rendered::from(context), &mut text).map(drop)
         });
         match rendered {
             Ok(()) => Ok(String::from_utf8_lossy(&text.0).into_owned()),

@@ -3,6 +3,7 @@
 //! The parts of a file (each channel, each node, each edge) are read one by one, so that a mistake in one
 //! does not hide the mistakes in the others.
 
+mod prompts;
 mod read;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -111,6 +112,9 @@ fn read_str(file: &str, text: &str) -> (Option<Read>, Source, Vec<Diagnostic>) {
     let mut read = None;
     if !problems.iter().any(|problem| problem.code != "duplicate-key") {
         read = read::graph_file(source.value(), &mut problems);
+        if let Some(read) = &mut read {
+            problems.extend(prompts::take(file, &mut read.file));
+        }
     }
     (read, source, problems)
 }

@@ -200,6 +200,8 @@ pub fn kind_name(kind: &NodeKind) -> &'static str {
         NodeKind::Interrupt(_) => "interrupt",
         NodeKind::Wait(_) => "wait",
         NodeKind::Graph { .. } => "graph",
+        NodeKind::Model(_) => "model",
+        NodeKind::Tool(_) => "tool",
         NodeKind::Use { .. } => "use",
     }
 }

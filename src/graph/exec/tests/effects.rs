@@ -214,7 +214,8 @@ async fn an_idempotent_effect_is_sent_again_under_its_key_a_bounded_number_of_ti
     world.store.advance(Duration::from_secs(1));
     assert_eq!(world.output().await, json!({ "log": ["done"] }));
     assert_eq!((only(&world).sends, only(&world).status), (2, EffectStatus::Done));
-    assert_eq!(keys.lock().unwrap()[0], keys.lock().unwrap()[1]);
+    let sent = keys.lock().unwrap().clone();
+    assert_eq!(sent[0], sent[1]);
 
     let (code, keys) = lost(usize::MAX);
     let world = acting(Effect::Idempotent, &json!({}), code);
