@@ -149,7 +149,7 @@ pub enum Protocol {
 }
 
 /// What a tool does to the world, and so what may be done after a crash.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Effect {
     /// It only looks: it may be called again at will.

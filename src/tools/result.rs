@@ -2,9 +2,10 @@
 
 use serde::Serialize;
 use serde_json::Value;
+use utoipa::ToSchema;
 
 /// What a tool gave.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct ToolResult {
     /// The structured result; it fits the tool's output schema, when the tool has one.
     pub structured: Option<Value>,
@@ -19,7 +20,7 @@ pub struct ToolResult {
 }
 
 /// One part of a result.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum ContentPart {
     /// A text.
