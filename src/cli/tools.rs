@@ -145,7 +145,7 @@ async fn approve(
     let servers = fetch(client, Some(server)).await?;
     let waiting = servers
         .iter()
-        .flat_map(|server| tools(server))
+        .flat_map(tools)
         .filter(|row| waits(row) && tool.is_none_or(|tool| row["tool"] == tool));
     let mut approved = 0;
     for row in waiting {
