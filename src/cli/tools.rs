@@ -28,11 +28,13 @@ enum Command {
     /// List servers and tools, and what changed since it was approved. Example: cynai tools list files
     List {
         /// One server.
+        #[arg(id = "tool_server", value_name = "SERVER")]
         server: Option<String>,
     },
     /// Approve tools that are new or have changed; prints what it approves. Example: cynai tools approve files
     Approve {
         /// The server.
+        #[arg(id = "tool_server", value_name = "SERVER")]
         server: String,
         /// One tool [default: all that wait].
         tool: Option<String>,
@@ -40,6 +42,7 @@ enum Command {
     /// Call a tool. Example: cynai tools call memory read_graph '{}'
     Call {
         /// The server.
+        #[arg(id = "tool_server", value_name = "SERVER")]
         server: String,
         /// The tool.
         tool: String,

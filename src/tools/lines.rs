@@ -87,6 +87,8 @@ pub(super) struct Scanner {
     in_value: bool,
     key: Vec<u8>,
     id: Option<Vec<u8>>,
+    /// Whether there is what an answer has, and not what a question has.
+    is_answer: bool,
     is_request: bool,
 }
 
@@ -125,6 +127,7 @@ impl Scanner {
                 self.in_value = true;
                 match self.key.as_slice() {
                     b"id" => self.id = Some(Vec::new()),
+                    b"result" | b"error" => self.is_answer = true,
                     b"method" => self.is_request = true,
                     _ => {}
                 }
@@ -153,7 +156,7 @@ impl Scanner {
 
     /// The number of the request that the object answers; none when it answers none.
     pub(super) fn answers(&self) -> Option<i64> {
-        if self.is_request {
+        if self.is_request || !self.is_answer {
             return None;
         }
         std::str::from_utf8(self.id.as_deref()?).ok()?.parse().ok()
@@ -202,6 +205,7 @@ mod tests {
         check(b"{\"result\":\"\xff\xfe\",\"id\":3}", Some(3));
         check(br#"{"id":3,"result":"cut"#, Some(3));
         check(br#"{"id":3,"method":"ping"}"#, None);
+        check(br#"{"id":3,"level":"info"}"#, None);
         check(br#"{"idx":3,"result":1}"#, None);
         check(br#"{"id":null,"error":{}}"#, None);
         check(br#"{"id":{"id":3},"result":1}"#, None);

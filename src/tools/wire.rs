@@ -366,6 +366,17 @@ fn flight_of(message: &TxJsonRpcMessage<RoleClient>) -> Option<(ProgressToken, A
     Some((request.request.get_meta().get_progress_token()?, flight))
 }
 
+/// The number of a request.
+fn request_number(message: &TxJsonRpcMessage<RoleClient>) -> Option<i64> {
+    match message {
+        JsonRpcMessage::Request(request) => match &request.id {
+            NumberOrString::Number(number) => Some(*number),
+            NumberOrString::String(_) => None,
+        },
+        _ => None,
+    }
+}
+
 /// What becomes of a message that came in.
 enum Verdict {
     Pass,
@@ -638,6 +649,7 @@ impl StreamableHttpClient for Http {
                 .post_message_with_response_limits(uri, message, session, token, headers, limits)
                 .await;
         };
+        let ours = request_number(&message);
         flight.set_sent(true);
         let answer = self
             .0
@@ -660,11 +672,16 @@ impl StreamableHttpClient for Http {
         }
         let Ok(StreamableHttpPostResponse::Sse(events, session)) = answer else { return answer };
         let limit = limits.max_sse_event_size as u64;
-        let events = events.inspect(move |event| {
+        let events = events.filter(move |event| {
             // The library keeps the type of this error to itself.
             if event.as_ref().is_err_and(|err| format!("{err:?}").contains("EventTooLarge")) {
                 flight.set_oversized(limit);
             }
+            // The library takes any answer on a request's own stream for the end of the stream.
+            let data = event.as_ref().ok().and_then(|event| event.data.as_deref());
+            let other =
+                data.and_then(|data| answers(data.as_bytes())).is_some_and(|id| Some(id) != ours);
+            std::future::ready(!other)
         });
         Ok(StreamableHttpPostResponse::Sse(events.boxed(), session))
     }

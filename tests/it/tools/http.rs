@@ -17,8 +17,6 @@ struct Served {
 }
 
 async fn served(modes: &[&str], more: Value) -> Served {
-    // Harmless when it was installed before.
-    let _ = rustls::crypto::ring::default_provider().install_default();
     let dir = tempfile::tempdir().unwrap();
     let (child, port) = start(dir.path(), modes).await;
     let mut config = json!({

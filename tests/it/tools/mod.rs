@@ -55,6 +55,8 @@ impl Site {
     }
 
     fn in_dir(dir: tempfile::TempDir, config: Value) -> Self {
+        // Harmless when it was installed before.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let tools = Tools::new(tools_config(dir.path(), config), Arc::new(OneSecret));
         Self { dir, tools }
     }
