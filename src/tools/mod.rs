@@ -7,7 +7,7 @@
 //!
 //! Who may use what, and whether a tool is still what it was, is not decided here but in `services`.
 //!
-//! **Invariant:** one file, `wire`, knows the library that speaks the protocol.
+//! **Invariant:** one folder, `wire`, knows the library that speaks the protocol.
 
 mod call;
 mod child;

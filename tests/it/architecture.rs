@@ -173,7 +173,7 @@ fn what_is_one_place_s_business_is_done_there_only() {
         ("env::var", &["config/", "store/crash.rs"]),
         ("println!(", &["cli/"]),
         // Everything else sees tools, servers and JSON.
-        ("rmcp::", &["tools/wire.rs"]),
+        ("rmcp::", &["tools/wire/"]),
         ("unsafe {", &[]),
         ("todo!(", &[]),
         ("dbg!(", &[]),
