@@ -71,7 +71,8 @@ impl Server {
                     second = true;
                 }
                 Err(failure) => {
-                    let broken = matches!(failure, Failure::Http(_) | Failure::SessionGone);
+                    // One request that fails says nothing of the others.
+                    let broken = matches!(failure, Failure::Unreachable(_) | Failure::SessionGone);
                     let err = self.failure(failure, &live, flight.sent());
                     if broken {
                         self.retire(&live, true);
@@ -268,6 +269,11 @@ impl Server {
                 let message =
                     format!("the tool server {name} ended during the call; {known}{said}");
                 error(ToolErrorKind::ServerDied, unanswered, message)
+            }
+            Failure::Unreachable(problem) => {
+                let problem = quoted(&problem);
+                let message = format!("the tool server {name} cannot be used now: {problem}");
+                error(ToolErrorKind::Unavailable, Outcome::NotSent, message)
             }
             Failure::Http(problem) => {
                 let kind =

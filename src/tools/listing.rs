@@ -18,6 +18,8 @@ use super::wire::Failure;
 const MAX_TOOLS: usize = 1000;
 /// The most pages that they may come in.
 const MAX_PAGES: usize = 100;
+/// The most bytes of JSON of all pages together.
+const MAX_BYTES: usize = 8 << 20;
 /// The longest mark of a page.
 const MAX_CURSOR: usize = 64 << 10;
 /// A list that is older is fetched again.
@@ -70,17 +72,20 @@ impl Server {
 
     async fn pages(&self, live: &InUse, deadline: Instant) -> Result<Vec<Value>, Failure> {
         let nonsense = |problem: &str| Failure::Unreadable(problem.to_owned());
-        let (mut entries, mut cursor) = (Vec::new(), None);
+        let (mut entries, mut cursor, mut bytes) = (Vec::new(), None, 0);
         for _ in 0..MAX_PAGES {
             let mut page = live.connection.list(cursor.take(), deadline).await?;
             let Value::Array(more) = page["tools"].take() else {
                 return Err(nonsense("its list of tools is none"));
             };
+            bytes += more.iter().map(|entry| entry.to_string().len()).sum::<usize>();
             entries.extend(more);
             if entries.len() > MAX_TOOLS {
-                let problem = format!(
-                    "it has more than {MAX_TOOLS} tools; use `tools: [..]`'s server with fewer"
-                );
+                let problem = format!("it has more than {MAX_TOOLS} tools");
+                return Err(Failure::Unreadable(problem));
+            }
+            if bytes > MAX_BYTES {
+                let problem = format!("it describes its tools with more than {MAX_BYTES} bytes");
                 return Err(Failure::Unreadable(problem));
             }
             match page["nextCursor"].as_str() {

@@ -160,7 +160,9 @@ fn refused(server: &Server, failure: Failure, redactor: &Redactor) -> ToolError 
         Failure::SessionGone => "it forgot the session at once".to_owned(),
         Failure::Remote { code, message } => format!("it refused: {message} ({code})"),
         Failure::TooLong(bytes) => format!("its introduction has {bytes} bytes"),
-        Failure::Http(problem) | Failure::Unreadable(problem) => problem,
+        Failure::Unreachable(problem) | Failure::Http(problem) | Failure::Unreadable(problem) => {
+            problem
+        }
         Failure::Timeout | Failure::Abandoned => return too_slow(server),
     };
     unavailable(server, &quoted(&redactor.text(&problem)))

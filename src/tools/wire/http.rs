@@ -56,21 +56,26 @@ pub(super) fn failure(err: &(dyn std::error::Error + Send + Sync + 'static)) -> 
         None | Some(StreamableHttpError::TransportChannelClosed) => Failure::Closed,
         Some(StreamableHttpError::SessionExpired) => Failure::SessionGone,
         Some(StreamableHttpError::AuthRequired(_) | StreamableHttpError::InsufficientScope(_)) => {
-            Failure::Http("it wants other credentials; look at the configured headers".to_owned())
+            Failure::Unreachable(
+                "it wants other credentials; look at the configured headers".to_owned(),
+            )
         }
         // An address may hold a key in its query; the cause tells enough without it.
         Some(StreamableHttpError::Client(err)) => {
             let cause =
                 std::iter::successors(std::error::Error::source(err), |err| err.source()).last();
-            Failure::Http(
-                cause.map_or_else(|| "the connection broke".to_owned(), ToString::to_string),
-            )
+            let cause =
+                cause.map_or_else(|| "the connection broke".to_owned(), ToString::to_string);
+            if err.is_connect() { Failure::Unreachable(cause) } else { Failure::Http(cause) }
         }
         Some(
             err @ (StreamableHttpError::HttpStatus(_)
             | StreamableHttpError::ResponseBodyTooLarge { .. }),
         ) => Failure::Http(err.to_string()),
         Some(StreamableHttpError::UnexpectedServerResponse(what)) => {
+            if what.starts_with("could not parse JSON") {
+                return Failure::Unreadable("its answer is not JSON in UTF-8".to_owned());
+            }
             Failure::Http(what.to_string())
         }
         Some(_) => Failure::Http("it does not answer as an MCP server does".to_owned()),

@@ -52,7 +52,9 @@ pub(super) enum Failure {
     Closed,
     /// The server has forgotten the session; the request was not looked at.
     SessionGone,
-    /// HTTP failed; with what is known of why.
+    /// The server cannot be reached, or not with these credentials; the request was not looked at.
+    Unreachable(String),
+    /// HTTP failed for this request; with what is known of why.
     Http(String),
     /// The server answered with an error.
     Remote { code: i32, message: String },

@@ -353,14 +353,20 @@ async fn lists_come_in_pages_and_end() {
 
 #[tokio::test]
 async fn a_change_that_is_announced_is_seen_at_once() {
-    let site = Site::stdio(&[]);
-    let names = async || -> Vec<String> {
-        site.tools.list("s").await.unwrap().into_iter().map(|tool| tool.name).collect()
-    };
-    assert!(!names().await.contains(&"novel".to_owned()));
-    site.text("mutate").await;
-    assert!(names().await.contains(&"novel".to_owned()));
-    assert!(!names().await.contains(&"slow".to_owned()));
+    for modes in [&[][..], &["modern"][..]] {
+        let site = Site::stdio(modes);
+        let names = async || -> Vec<String> {
+            site.tools.list("s").await.unwrap().into_iter().map(|tool| tool.name).collect()
+        };
+        assert!(!names().await.contains(&"novel".to_owned()));
+        if !modes.is_empty() {
+            site.saw("listen", 1).await;
+        }
+        site.text("mutate").await;
+        assert!(names().await.contains(&"novel".to_owned()), "{modes:?}");
+        assert!(!names().await.contains(&"slow".to_owned()), "{modes:?}");
+        assert_eq!(site.text("echo").await, "{}");
+    }
 }
 
 #[tokio::test]

@@ -14,6 +14,7 @@ use super::{SECRET, Site, call, script};
 struct Served {
     site: Site,
     child: Child,
+    port: u16,
 }
 
 async fn served(modes: &[&str], more: Value) -> Served {
@@ -25,7 +26,7 @@ async fn served(modes: &[&str], more: Value) -> Served {
         "timeout": "20s",
     });
     config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-    Served { site: Site::in_dir(dir, config), child }
+    Served { site: Site::in_dir(dir, config), child, port }
 }
 
 async fn start(dir: &std::path::Path, modes: &[&str]) -> (Child, u16) {
@@ -141,7 +142,10 @@ async fn errors_schemas_and_secrets_are_the_same_over_http() {
     let err = served.site.fail("refuse", ToolErrorKind::Refused).await;
     assert!(err.message.contains("no: [redacted]"), "{err}");
     served.site.fail("bad_output", ToolErrorKind::InvalidOutput).await;
-    served.site.fail("bad_utf8", ToolErrorKind::ServerDied).await;
+    for tool in ["bad_utf8", "not_json"] {
+        let err = served.site.fail(tool, ToolErrorKind::Protocol).await;
+        assert_eq!(err.outcome, Outcome::Answered);
+    }
     let shown = served.site.call("env", json!({})).await.unwrap();
     assert!(!serde_json::to_string(&shown).unwrap().contains("hunter2"));
 }
@@ -183,4 +187,21 @@ async fn a_server_that_comes_back_is_used_again() {
     served.child.kill().await.unwrap();
     let err = served.site.fail("echo", ToolErrorKind::Unavailable).await;
     assert_eq!(err.outcome, Outcome::NotSent);
+    let port = served.port.to_string();
+    let (child, _) = start(served.site.dir.path(), &["port", &port]).await;
+    assert_eq!(served.site.text("echo").await, "{}");
+    drop(child);
+}
+
+#[tokio::test]
+async fn a_request_that_fails_says_nothing_of_the_others() {
+    let served = served(&[], json!({})).await;
+    for _ in 0..8 {
+        let waiting = served.site.call("slow", json!({"seconds": 0.05}));
+        let (broken, waiting) = tokio::join!(served.site.call("reset", json!({})), waiting);
+        assert_eq!(broken.unwrap_err().kind, ToolErrorKind::ServerDied);
+        assert_eq!(waiting.unwrap().text(), "at last");
+    }
+    let begun = served.site.events().iter().filter(|seen| seen.starts_with("initialize")).count();
+    assert_eq!(begun, 1);
 }
