@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cynai::tools::Tools;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::json;
 
 use super::{OneSecret, Site, call, events, stdio_config, tools_config, until};
@@ -13,7 +15,7 @@ use super::{OneSecret, Site, call, events, stdio_config, tools_config, until};
 /// Names the directory of the test that started this process as the parent to be killed.
 const PARENT: &str = "CYNAI_TEST_TOOLS_PARENT";
 
-/// The processes that a server named, with the start of each, so that a number in use again is no mistake.
+/// The processes that a server named.
 fn named(dir: &Path) -> Vec<u32> {
     let events = events(dir);
     events.iter().filter_map(|event| event.strip_prefix("pid ")?.parse().ok()).collect()
@@ -25,10 +27,25 @@ fn alive(pid: u32) -> bool {
     !matches!(state, None | Some('Z' | 'X'))
 }
 
-/// Waits until every process that the server named is gone, and all of its program's with them.
+/// Processes of a test that would leave some behind if it failed: none of them outlives it.
+struct Leftovers(Vec<u32>);
+
+impl Drop for Leftovers {
+    fn drop(&mut self) {
+        for pid in &self.0 {
+            let command =
+                std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let ours = command.contains("hostile_mcp.py") || command.contains("import signal,time");
+            if ours && let Ok(pid) = i32::try_from(*pid) {
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
+        }
+    }
+}
+
+/// Waits until every process that the server named is gone.
 pub async fn all_gone(dir: &Path) {
-    let script = dir.display().to_string();
-    until(&format!("all processes of {script} are gone"), || {
+    until(&format!("all processes of {} are gone", dir.display()), || {
         named(dir).into_iter().all(|pid| !alive(pid))
     })
     .await;
@@ -104,6 +121,7 @@ async fn nothing_is_left_when_the_parent_is_killed() {
     let pids = named(dir.path());
     assert_eq!(pids.len(), 2);
     assert!(pids.iter().all(|pid| alive(*pid)), "they do not even run");
+    let _leftovers = Leftovers(pids);
     // SIGKILL: nothing of the parent's own runs any more.
     parent.kill().await.unwrap();
     all_gone(dir.path()).await;
