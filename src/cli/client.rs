@@ -13,6 +13,8 @@ use crate::config::usual_admin_token_file;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longer than a server is silent on a stream or a wait, several times over.
 const SILENCE: Duration = Duration::from_secs(60);
+/// Longer than any call of a tool may take.
+const LONG_SILENCE: Duration = Duration::from_secs(25 * 3600);
 
 /// Which server, and who asks.
 #[derive(Debug, Clone, Args)]
@@ -66,9 +68,18 @@ pub(super) struct Refused {
 impl ClientArgs {
     /// A client as the arguments say.
     pub(super) fn client(&self) -> anyhow::Result<Client> {
+        self.client_for(SILENCE)
+    }
+
+    /// The same, for answers that take as long as somebody else's work.
+    pub(super) fn patient_client(&self) -> anyhow::Result<Client> {
+        self.client_for(LONG_SILENCE)
+    }
+
+    fn client_for(&self, silence: Duration) -> anyhow::Result<Client> {
         let http = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(SILENCE)
+            .read_timeout(silence)
             .user_agent(concat!("cynai/", env!("CARGO_PKG_VERSION")))
             .build()
             .context("could not make an HTTP client")?;

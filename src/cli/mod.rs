@@ -14,6 +14,7 @@ mod serve;
 mod show;
 mod threads;
 mod token;
+mod tools;
 mod worker;
 
 use std::process::ExitCode;
@@ -46,6 +47,8 @@ enum Command {
     Threads(threads::ThreadsArgs),
     /// Make, list and revoke API tokens.
     Token(token::TokenArgs),
+    /// List, approve and call the tools of MCP servers.
+    Tools(tools::ToolsArgs),
     /// Run the server: REST API, driver and, unless told otherwise, a private database and a local worker.
     Serve(Box<crate::config::ServeArgs>),
     /// Check, draw and describe graph files.
@@ -70,6 +73,7 @@ pub fn main() -> ExitCode {
             Command::Runs(args) => runs::run(args).await,
             Command::Threads(args) => threads::run(args).await,
             Command::Token(args) => token::run(args).await,
+            Command::Tools(args) => tools::run(args).await,
             Command::Serve(args) => serve::run(*args).await,
             Command::Graph(args) => graph::run(args),
             Command::Worker(args) => worker::run(args).await,

@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::SystemClock;
+use crate::config::tools::{ToolServers, ToolsConfig};
 use crate::config::{
     ConfigError, DatabaseConfig, LocalWorkerConfig, LogFormat, ServeArgs, ServeConfig,
 };
@@ -31,6 +32,8 @@ use crate::services::jobs::KnownWorker;
 use crate::services::{ServiceLimits, Services};
 use crate::store::connect;
 use crate::store::embedded::{BinarySearch, Embedded, EmbeddedConfig};
+use crate::tools::Tools;
+use crate::tools::keys::TextsOnly;
 use crate::worker::client::WorkerClient;
 use crate::worker::config::{Token, WorkerConfig};
 use crate::worker::local::LocalWorker;
@@ -97,6 +100,10 @@ async fn serve(
         Arc::new(registry.clone()),
         env.clone(),
     );
+    // The servers of tools that the configuration names, and what reads their values.
+    let (tool_servers, keys) = (ToolServers::default(), Arc::new(TextsOnly));
+    let tools = Tools::new(ToolsConfig::new(tool_servers, config.data_dir.join("tools")), keys);
+    services.set_tools(tools.clone());
     let registry = registry.with_job(Job::new(services.clone()));
     services.register_graphs(load_graphs(config, &registry)?).await?;
     services.bootstrap_admin(&config.admin_token_file).await?;
@@ -140,6 +147,7 @@ async fn serve(
     let served = gateway::serve::serve(listener, gateway, stop.clone().cancelled_owned()).await;
     stop.cancel();
     while moving.join_next().await.is_some() {}
+    tools.close().await;
     // The last signal tells the other servers that runs were released.
     tokio::time::sleep(Duration::from_millis(20)).await;
     background.shutdown().await;
@@ -301,8 +309,10 @@ fn stop_signal() -> anyhow::Result<CancellationToken> {
 }
 
 fn init_logs(config: &ServeConfig) {
-    let filter = tracing_subscriber::EnvFilter::try_new(&config.log_filter)
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    // The library that speaks MCP logs whole messages, with whatever is in them: only who asks for that.
+    let filter = format!("rmcp=off,{}", config.log_filter);
+    let filter = tracing_subscriber::EnvFilter::try_new(filter)
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("rmcp=off,info"));
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // Colours are for terminals; and not there either when NO_COLOR is set, which is the default's own rule.
     let logs = if std::io::stderr().is_terminal() { logs } else { logs.with_ansi(false) };

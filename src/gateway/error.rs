@@ -11,6 +11,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::services::error::ServiceError;
+use crate::tools::error::{ToolError, ToolErrorKind};
 
 /// What went wrong, for a client.
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -32,6 +33,9 @@ pub(super) struct ErrorMetadata {
     pub(super) path: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) request_id: Option<String>,
+    /// Of a call to a tool: `not_sent`, `unknown` or `answered`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) outcome: Option<String>,
 }
 
 /// An error on its way to a client.
@@ -41,6 +45,7 @@ pub(super) struct ApiError {
     code: &'static str,
     message: String,
     path: Option<String>,
+    outcome: Option<&'static str>,
     extra: Extra,
 }
 
@@ -57,7 +62,14 @@ enum Extra {
 impl ApiError {
     /// An error without a service behind it.
     pub(super) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into(), path: None, extra: Extra::None }
+        Self {
+            status,
+            code,
+            message: message.into(),
+            path: None,
+            outcome: None,
+            extra: Extra::None,
+        }
     }
 
     /// A request that is understood and breaks a rule.
@@ -97,7 +109,11 @@ impl ApiError {
             detail: self.message.clone(),
             message: self.message.clone(),
             code: self.code.to_owned(),
-            metadata: ErrorMetadata { path: self.path.clone(), request_id },
+            metadata: ErrorMetadata {
+                path: self.path.clone(),
+                request_id,
+                outcome: self.outcome.map(str::to_owned),
+            },
         }
     }
 }
@@ -125,6 +141,7 @@ impl From<ServiceError> for ApiError {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", message)
                     .with(Extra::RetryAfter(1))
             }
+            ServiceError::Tool(err) => tool_error(err),
             ServiceError::Internal(_) => {
                 tracing::error!(error = chain(&err), "a request failed");
                 Self::internal()
@@ -159,6 +176,34 @@ pub(super) fn unauthorized(message: impl Into<String>) -> ApiError {
 /// The error of something over its size.
 pub(super) fn too_large(message: impl Into<String>) -> ApiError {
     ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message)
+}
+
+/// The error of a call to a tool: the server's own failure is a bad gateway's.
+fn tool_error(err: ToolError) -> ApiError {
+    use ToolErrorKind as Kind;
+    let status = match err.kind {
+        Kind::UnknownServer | Kind::UnknownTool => StatusCode::NOT_FOUND,
+        Kind::NotAllowed => StatusCode::FORBIDDEN,
+        Kind::Changed => StatusCode::CONFLICT,
+        Kind::InvalidArguments => StatusCode::UNPROCESSABLE_ENTITY,
+        Kind::Busy => StatusCode::TOO_MANY_REQUESTS,
+        Kind::Unavailable | Kind::Misconfigured | Kind::Closing => StatusCode::SERVICE_UNAVAILABLE,
+        Kind::Timeout => StatusCode::GATEWAY_TIMEOUT,
+        Kind::ServerDied
+        | Kind::Refused
+        | Kind::InputRequired
+        | Kind::TooLarge
+        | Kind::InvalidOutput
+        | Kind::Protocol => StatusCode::BAD_GATEWAY,
+    };
+    let code = match err.kind {
+        Kind::UnknownServer | Kind::UnknownTool => "not_found",
+        kind => kind.as_str(),
+    };
+    let again = err.retry_after.map(|after| Extra::RetryAfter(after.as_secs().max(1)));
+    let outcome = Some(err.outcome.as_str());
+    let plain = ApiError::new(status, code, err.message);
+    ApiError { path: err.path, outcome, extra: again.unwrap_or(Extra::None), ..plain }
 }
 
 /// An error with its causes, on one line.

@@ -23,6 +23,7 @@ mod sse;
 mod state;
 mod stateless;
 mod threads;
+mod tools;
 mod view;
 mod wait;
 
@@ -154,9 +155,13 @@ fn routes(gateway: &Gateway) -> OpenApiRouter<Gateway> {
         .merge(runs::routes())
         .merge(stateless::routes())
         .merge(access::routes())
+        .merge(tools::routes())
         .merge(meta::private_routes(gateway.config().public_metrics))
         .route_layer(from_fn_with_state(gateway.clone(), edge::bound_time));
-    let long = OpenApiRouter::new().merge(runs::long_routes()).merge(stateless::long_routes());
+    let long = OpenApiRouter::new()
+        .merge(runs::long_routes())
+        .merge(stateless::long_routes())
+        .merge(tools::long_routes());
     soon.merge(long)
         .route_layer(from_fn_with_state(gateway.clone(), auth::authenticate))
         .merge(meta::public_routes(gateway.config().public_metrics))

@@ -332,7 +332,7 @@ async fn write_secret(path: &Path, secret: &Secret) -> std::io::Result<()> {
     Ok(())
 }
 
-fn only_admin(actor: &Actor) -> Result<(), ServiceError> {
+pub(super) fn only_admin(actor: &Actor) -> Result<(), ServiceError> {
     if actor.admin {
         return Ok(());
     }

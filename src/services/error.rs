@@ -6,6 +6,7 @@ use std::error::Error;
 use std::time::Duration;
 
 use crate::store::StoreError;
+use crate::tools::error::ToolError;
 
 /// Why an operation was not done.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +59,9 @@ pub enum ServiceError {
         #[source]
         source: Option<Box<dyn Error + Send + Sync>>,
     },
+    /// A tool gave no usable result; the kind says why.
+    #[error(transparent)]
+    Tool(#[from] ToolError),
     /// A defect or damaged data (500); clients do not see the cause.
     #[error("internal error")]
     Internal(#[source] Box<dyn Error + Send + Sync>),

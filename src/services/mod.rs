@@ -21,8 +21,9 @@ pub mod runs;
 pub mod state;
 pub mod stream;
 pub mod threads;
+pub mod tools;
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use serde_json::Value;
 use sqlx::{PgPool, Postgres, Transaction};
@@ -31,6 +32,7 @@ use crate::clock::Clock;
 use crate::graph::compile::{NoNodes, NodeNames};
 use crate::store::graphs::Graphs;
 use crate::store::transaction;
+use crate::tools::Tools;
 
 use access::TokenCache;
 use catalog::GraphCatalog;
@@ -51,6 +53,7 @@ struct Inner {
     versions: Graphs,
     env: Value,
     workers: jobs::Workers,
+    tools: OnceLock<Tools>,
 }
 
 /// Bounds that an operator may change.
@@ -118,6 +121,7 @@ impl Services {
             tokens: TokenCache::default(),
             env,
             workers: jobs::Workers::default(),
+            tools: OnceLock::new(),
         }))
     }
 
@@ -125,6 +129,15 @@ impl Services {
     #[must_use]
     pub fn versions(&self) -> &Graphs {
         &self.0.versions
+    }
+
+    /// Gives these operations the servers of tools; the first ones stay. Without any there are no tools.
+    pub fn set_tools(&self, tools: Tools) {
+        let _ = self.0.tools.set(tools);
+    }
+
+    fn tools(&self) -> Option<&Tools> {
+        self.0.tools.get()
     }
 
     fn workers(&self) -> &jobs::Workers {

@@ -25,6 +25,7 @@ pub mod signals;
 pub mod status;
 pub mod stream_events;
 pub mod threads;
+pub mod tools;
 pub mod transaction;
 
 /// Why a statement did not do what it was for.

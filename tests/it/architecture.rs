@@ -8,16 +8,17 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
-            "gateway", "driver", "worker", "nodes", "services", "store", "graph", "config",
-            "clock", "ids",
+            "gateway", "driver", "worker", "nodes", "services", "store", "tools", "graph",
+            "config", "clock", "ids",
         ],
     ),
-    ("gateway", &["services", "ids", "clock"]),
+    ("gateway", &["services", "tools", "ids", "clock"]),
     ("driver", &["nodes", "services", "graph", "store", "worker", "clock", "ids"]),
     ("nodes", &["services", "worker", "graph", "clock", "ids"]),
-    ("services", &["store", "recurrence", "worker", "graph", "clock", "ids"]),
+    ("services", &["store", "recurrence", "worker", "tools", "graph", "config", "clock", "ids"]),
     ("store", &["graph", "clock", "ids", "config"]),
     ("worker", &["config", "clock", "ids"]),
+    ("tools", &["config", "clock", "ids"]),
     ("graph", &["ids"]),
     ("recurrence", &[]),
     ("config", &["ids"]),
@@ -171,6 +172,8 @@ fn what_is_one_place_s_business_is_done_there_only() {
         // The crash points are armed by the tests that kill servers, not by an operator.
         ("env::var", &["config/", "store/crash.rs"]),
         ("println!(", &["cli/"]),
+        // Everything else sees tools, servers and JSON.
+        ("rmcp::", &["tools/wire/"]),
         ("unsafe {", &[]),
         ("todo!(", &[]),
         ("dbg!(", &[]),

@@ -27,5 +27,6 @@ mod scoping;
 mod sdk_python;
 mod support;
 mod threads;
+mod tools;
 mod versions;
 mod worker;
