@@ -6,6 +6,8 @@
 //! **Invariant:** no other file reads environment variables.
 //! **Invariant:** a database URL is never printed with its password, not even by `Debug`.
 
+pub mod models;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;

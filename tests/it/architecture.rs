@@ -8,15 +8,16 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
-            "gateway", "driver", "worker", "nodes", "services", "store", "graph", "config",
-            "clock", "ids",
+            "gateway", "driver", "worker", "nodes", "services", "models", "store", "graph",
+            "config", "clock", "ids",
         ],
     ),
     ("gateway", &["services", "ids", "clock"]),
     ("driver", &["nodes", "services", "graph", "store", "worker", "clock", "ids"]),
-    ("nodes", &["services", "worker", "graph", "clock", "ids"]),
-    ("services", &["store", "recurrence", "worker", "graph", "clock", "ids"]),
+    ("nodes", &["services", "models", "worker", "graph", "clock", "ids"]),
+    ("services", &["models", "store", "recurrence", "worker", "graph", "clock", "ids"]),
     ("store", &["graph", "clock", "ids", "config"]),
+    ("models", &["config", "clock", "ids", "egress"]),
     ("worker", &["config", "clock", "ids"]),
     ("graph", &["ids"]),
     ("recurrence", &[]),
@@ -29,6 +30,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 const HOMES: &[(&str, &[&str])] = &[
     ("petgraph", &["graph"]),
     ("cel", &["graph"]),
+    ("async_openai", &["models"]),
     ("axum", &["gateway", "worker"]),
     ("utoipa_axum", &["gateway"]),
     ("tower_http", &["gateway", "worker"]),
