@@ -50,7 +50,7 @@ pub struct ModelsConfigError {
 }
 
 /// The whole section.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelsConfig {
     /// OpenAI-compatible endpoints by name.
@@ -60,7 +60,7 @@ pub struct ModelsConfig {
 }
 
 /// One OpenAI-compatible endpoint.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EndpointConfig {
     /// What stands before `/chat/completions`, such as `https://api.openai.com/v1`.
@@ -85,9 +85,9 @@ pub struct EndpointConfig {
     pub headers: BTreeMap<String, HeaderSource>,
 }
 
-/// Where a key is kept: `{env: VARIABLE}` or `{secret: NAME}`.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
-#[serde(rename_all = "snake_case")]
+/// Where a key is kept: `{env: VARIABLE}` or `{secret: NAME}`. A key itself, written in its place, is
+/// refused without being repeated.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum KeySource {
     /// In an environment variable of the server.
     Env(String),
@@ -101,6 +101,25 @@ impl fmt::Display for KeySource {
             Self::Env(name) => write!(f, "the environment variable {name}"),
             Self::Secret(name) => write!(f, "the secret {name}"),
         }
+    }
+}
+
+impl<'de> Deserialize<'de> for KeySource {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(
+            untagged,
+            deny_unknown_fields,
+            expecting = "`{env: VARIABLE}` or `{secret: NAME}` is needed: the configuration names a key's place"
+        )]
+        enum Form {
+            Env { env: String },
+            Secret { secret: String },
+        }
+        Ok(match Form::deserialize(deserializer)? {
+            Form::Env { env } => Self::Env(env),
+            Form::Secret { secret } => Self::Secret(secret),
+        })
     }
 }
 
@@ -506,7 +525,9 @@ mod tests {
         refused(&endpoint(r#","price":{"input":-1}"#), "models.endpoints.a.price.input");
         refused(&endpoint(r#","headers":{"Content-Type":"x"}"#), "leave it out");
         refused(&endpoint(r#","headers":{"a b":"x"}"#), "not a header's name");
-        refused(&endpoint(r#","key":{"file":"x"}"#), "unknown variant `file`");
+        refused(&endpoint(r#","key":{"file":"x"}"#), "`{env: VARIABLE}` or");
+        let pasted = read(&endpoint(r#","key":"sk-pasted""#)).unwrap_err();
+        assert!(pasted.contains("names a key's place") && !pasted.contains("sk-"), "{pasted}");
         refused(&endpoint(r#","keys":{}"#), "unknown field `keys`");
         refused(r#"{"endpoints":{"a/b":{"url":"http://h"}}}"#, "models.endpoints.a/b: a name is");
         refused(r#"{"endpoints":{"a":{"url":"ftp://h"}}}"#, "an http or https URL");

@@ -57,7 +57,7 @@ impl Models {
                 total_time: started.elapsed(),
             }),
             Err(failure) => Err(ModelError::Failed {
-                model: request.model.clone(),
+                model: super::named(&request.model).to_owned(),
                 failure,
                 attempts: outcome.attempts,
             }),

@@ -67,7 +67,7 @@ impl Models {
         let mut embed = Embed { models: self, request };
         let outcome = Box::pin(calls::run(&targets, request.timeout, &mut embed)).await;
         let failed = |failure| ModelError::Failed {
-            model: request.model.clone(),
+            model: super::named(&request.model).to_owned(),
             failure,
             attempts: outcome.attempts.clone(),
         };

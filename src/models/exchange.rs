@@ -14,6 +14,8 @@ use async_openai::Client;
 use async_openai::config::Config;
 use async_openai::error::OpenAIError;
 use async_openai::middleware::HttpRequestFactory;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use secrecy::{ExposeSecret, SecretString};
@@ -151,9 +153,7 @@ impl Wire {
 
 fn address(endpoint: &Endpoint, headers: HeaderMap, redactor: &mut Redactor) -> Address {
     let mut url = endpoint.config.url.expose().clone();
-    if let Some(password) = url.password() {
-        redactor.hide(password.into());
-    }
+    hide_user(&url, redactor);
     let query: Vec<(String, String)> = url.query_pairs().into_owned().collect();
     for (_, value) in &query {
         redactor.hide(value.as_str().into());
@@ -161,6 +161,24 @@ fn address(endpoint: &Endpoint, headers: HeaderMap, redactor: &mut Redactor) -> 
     url.set_query(None);
     let base = url.as_str().trim_end_matches('/').to_owned();
     Address { base, query, headers, no_key: SecretString::default() }
+}
+
+/// User and password in all forms in which an endpoint may quote them: as in the URL, as they are meant,
+/// and as they are sent.
+fn hide_user(url: &url::Url, redactor: &mut Redactor) {
+    let (user, password) = (url.username(), url.password().unwrap_or_default());
+    if user.is_empty() && password.is_empty() {
+        return;
+    }
+    let meant = |text: &str| {
+        // As in a form, but where a plus is a plus.
+        let field = format!("x={}", text.replace('+', "%2B"));
+        let mut fields = url::form_urlencoded::parse(field.as_bytes());
+        fields.next().map_or_else(String::new, |(_, text)| text.into_owned())
+    };
+    let sent = STANDARD.encode(format!("{}:{}", meant(user), meant(password)));
+    let forms = [sent, meant(user), meant(password), user.to_owned(), password.to_owned()];
+    forms.into_iter().for_each(|form| redactor.hide(form.into()));
 }
 
 async fn headers(
@@ -179,6 +197,10 @@ async fn headers(
             Failure::new(FailureKind::NoKey, format!("{name:?} is not a header's name"))
         })?;
         headers.insert(name, header(value.expose_secret(), true)?);
+        // `Bearer KEY` may be quoted as KEY.
+        if let Some((_, bare)) = value.expose_secret().rsplit_once(' ') {
+            redactor.hide(bare.into());
+        }
         redactor.hide(value);
     }
     if let Some(source) = &endpoint.config.key {
@@ -284,7 +306,7 @@ impl Guard {
         response: reqwest::Response,
     ) -> impl futures::Stream<Item = Result<Bytes, std::io::Error>> + Send + 'static {
         let reading =
-            Reading { guard: self.clone(), response, frames: Frames::new(self.most), ended: false };
+            Reading { guard: self.clone(), response, frames: Frames::new(self.most), ended: None };
         futures::stream::try_unfold(reading, |mut reading| async move {
             match reading.next().await {
                 Ok(Some(events)) => Ok(Some((Bytes::from(events), reading))),
@@ -320,31 +342,36 @@ struct Reading {
     guard: Guard,
     response: reqwest::Response,
     frames: Frames,
-    ended: bool,
+    /// Why it ended, to be told after what came before.
+    ended: Option<Result<(), Failure>>,
 }
 
 impl Reading {
     async fn next(&mut self) -> Result<Option<Vec<u8>>, Failure> {
-        while !self.ended {
-            let chunk = self.response.chunk().await.map_err(|err| self.guard.transport(err))?;
-            let events = match chunk {
-                Some(chunk) => self.frames.feed(&chunk)?,
-                None => {
-                    self.ended = true;
-                    self.frames.finish()?
+        let mut events = Vec::new();
+        while events.is_empty() {
+            if let Some(ended) = self.ended.take() {
+                return ended.map(|()| None);
+            }
+            let fed = match self.response.chunk().await {
+                Ok(Some(chunk)) => self.frames.feed(&chunk, &mut events),
+                Ok(None) => {
+                    self.ended = Some(Ok(()));
+                    self.frames.finish(&mut events)
                 }
+                Err(err) => Err(self.guard.transport(err)),
             };
+            if let Err(failure) = fed {
+                self.ended = Some(Err(failure));
+            }
             if self.frames.done() {
-                self.ended = true;
+                self.ended = Some(Ok(()));
                 // The last chunk, so that the connection can be used again; it is there already.
                 let _ = timeout(LAST_CHUNK, self.response.chunk()).await;
                 self.guard.noted.lock().unwrap_or_else(PoisonError::into_inner).done = true;
             }
-            if !events.is_empty() {
-                return Ok(Some(events));
-            }
         }
-        Ok(None)
+        Ok(Some(events))
     }
 }
 

@@ -44,14 +44,15 @@ impl Frames {
         self.done
     }
 
-    /// Takes the next bytes; gives the events that they complete, as the library reads them.
-    pub(super) fn feed(&mut self, bytes: &[u8]) -> Result<Vec<u8>, Failure> {
+    /// Takes the next bytes, and writes the events that they complete, as the library reads them. Those
+    /// before a failure count.
+    pub(super) fn feed(&mut self, bytes: &[u8], events: &mut Vec<u8>) -> Result<(), Failure> {
         self.received = self.received.saturating_add(bytes.len());
         if self.received > self.most.0 {
             return Err(too_large(self.most));
         }
-        let mut events = Vec::new();
-        let mut rest = bytes;
+        // What follows the announced end is not looked at.
+        let mut rest = if self.done { &[] } else { bytes };
         while let Some(at) = rest.iter().position(|b| matches!(b, b'\n' | b'\r')) {
             let ended_by_cr = rest[at] == b'\r';
             // The LF of a CR LF ends no line of its own.
@@ -60,26 +61,24 @@ impl Frames {
             rest = &rest[at + 1..];
             self.after_cr = ended_by_cr;
             if !second_half {
-                self.end_line(&mut events)?;
+                self.end_line(events)?;
             }
             if self.done {
-                return Ok(events);
+                return Ok(());
             }
         }
         self.after_cr &= rest.is_empty();
         self.line.extend_from_slice(rest);
-        Ok(events)
+        Ok(())
     }
 
     /// The stream has ended: what is still open counts when it is whole.
-    pub(super) fn finish(&mut self) -> Result<Vec<u8>, Failure> {
-        let mut events = Vec::new();
+    pub(super) fn finish(&mut self, events: &mut Vec<u8>) -> Result<(), Failure> {
         let cut = |_| Failure::new(FailureKind::Cut, "the stream ended in the middle of an event");
         if !self.line.is_empty() {
-            self.end_line(&mut events).map_err(cut)?;
+            self.end_line(events).map_err(cut)?;
         }
-        self.end_event(&mut events).map_err(cut)?;
-        Ok(events)
+        self.end_event(events).map_err(cut)
     }
 
     fn end_line(&mut self, events: &mut Vec<u8>) -> Result<(), Failure> {
@@ -155,10 +154,10 @@ mod tests {
             let mut read = || -> Result<String, Failure> {
                 let mut events = Vec::new();
                 for piece in stream.chunks(size) {
-                    events.extend(frames.feed(piece)?);
+                    frames.feed(piece, &mut events)?;
                 }
                 if !frames.done() {
-                    events.extend(frames.finish()?);
+                    frames.finish(&mut events)?;
                 }
                 Ok(String::from_utf8(events).unwrap())
             };
@@ -198,6 +197,9 @@ mod tests {
             Ok(&"data: {}\n\n".repeat(10)),
         );
         let mut frames = Frames::new(Size(10));
-        assert_eq!(frames.feed(b"data: {\"a\":1").unwrap_err().kind, FailureKind::TooLarge);
+        assert_eq!(
+            frames.feed(b"data: {\"a\":1", &mut Vec::new()).unwrap_err().kind,
+            FailureKind::TooLarge
+        );
     }
 }

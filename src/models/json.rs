@@ -83,7 +83,7 @@ impl Models {
             };
             if repairs == form.max_repairs {
                 return Err(ModelError::InvalidJson {
-                    model: request.model.clone(),
+                    model: super::named(&request.model).to_owned(),
                     repairs,
                     problems,
                     answer: Box::new(answer),

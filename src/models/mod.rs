@@ -125,7 +125,7 @@ impl Models {
 
     /// The candidates for a model's name. A route's name has no slash, so the two cannot be confused.
     fn targets(&self, model: &str) -> Result<Vec<Target>, ModelError> {
-        let named = if model.is_empty() { USUAL_ROUTE } else { model };
+        let named = named(model);
         if let Some(candidates) = self.0.config.routes.get(named) {
             let targets = candidates.iter().filter_map(|candidate| {
                 Some(Target {
@@ -165,4 +165,9 @@ impl Models {
         };
         ModelError::UnknownModel { model: redact::quote(model, 200), problem }
     }
+}
+
+/// The name that a request means.
+fn named(model: &str) -> &str {
+    if model.is_empty() { USUAL_ROUTE } else { model }
 }

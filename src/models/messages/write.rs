@@ -100,7 +100,9 @@ impl Message {
         if let Some(id) = &self.tool_call_id {
             written.insert("tool_call_id".to_owned(), id.as_str().into());
         }
-        if let Some(name) = self.name.as_ref().filter(|name| plain(name)) {
+        // A tool's name stands in the call that it answers.
+        let name = self.name.as_ref().filter(|name| self.role != Role::Tool && plain(name));
+        if let Some(name) = name {
             written.insert("name".to_owned(), name.as_str().into());
         }
         Ok(Value::Object(written))

@@ -11,8 +11,14 @@ use tracing_subscriber::fmt::MakeWriter;
 use super::*;
 use crate::support::model_endpoint::{Script, event};
 
-const SECRETS: [&str; 4] =
-    ["sk-key-1234567890", "hunter2-password", "header-secret-77", "query-secret-88"];
+const SECRETS: [&str; 6] = [
+    "sk-key-1234567890",
+    "hunter2-password",
+    "header-secret-77",
+    "query-secret-88",
+    "ann-the-user",
+    "YW5uLXRoZS11c2VyOmh1bnRlcjItcGFzc3dvcmQ=",
+];
 
 /// Everything that is logged while it lives, at every level.
 #[derive(Clone, Default)]
@@ -37,19 +43,20 @@ impl<'a> MakeWriter<'a> for Log {
     }
 }
 
-fn secret_models(endpoint: &ModelEndpoint) -> Models {
-    let with_user = endpoint.url.replace("http://", "http://ann:hunter2-password@");
+fn secret_models(keyed: &ModelEndpoint, user: &ModelEndpoint) -> Models {
+    let with_user = user.url.replace("http://", "http://ann-the-user:hunter2-password@");
     let times = json!({ "first_token": "300ms", "idle": "200ms", "total": "2s" });
     models_with(
         json!({
             "endpoints": {
-                "keyed": {"url": format!("{}?code=query-secret-88", endpoint.url), "key": {"env": "KEY"},
+                "keyed": {"url": format!("{}?code=query-secret-88", keyed.url), "key": {"env": "KEY"},
                     "headers": {"x-more": "header-secret-77"}, "timeouts": times},
                 "user": {"url": with_user, "timeouts": times},
             },
-            "routes": {"default": [
-                {"endpoint": "keyed", "model": "m", "attempts": 1},
-                {"endpoint": "user", "model": "m", "attempts": 1}]},
+            "routes": {
+                "keyed": [{"endpoint": "keyed", "model": "m", "attempts": 1}],
+                "user": [{"endpoint": "user", "model": "m", "attempts": 1}],
+            },
         }),
         &[("KEY", SECRETS[0])],
     )
@@ -62,42 +69,51 @@ async fn they_reach_the_endpoint_and_nothing_else() {
         tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(log.clone());
     // The test's runtime has one thread, which is this one.
     let _logging = tracing::subscriber::set_default(logging.finish());
-    let endpoint = ModelEndpoint::start().await;
-    let models = secret_models(&endpoint);
+    let (keyed, user) = (ModelEndpoint::start().await, ModelEndpoint::start().await);
+    let models = secret_models(&keyed, &user);
     let mut seen = format!("{models:?}");
-    let all = SECRETS.join(" ");
-    let echo = |status: &str| Script::error(status, &format!("you sent {all}"));
-    let scripts = [
-        echo("401 Unauthorized"),
-        echo("500 Internal Server Error"),
-        echo("429 Too Many Requests"),
-        echo("404 Not Found"),
-        Script::default().hang(),
-        Script::stream(format!("data: {{\"{all}\n\n")),
-        Script::stream(format!("data: {}\n\n", json!({"error": {"message": all}}))),
-        Script::stream(event(json!({"content": "x"}))).reset(),
-        Script::default().then("HTTP/1.1 200 OK\r\ncontent-type: text/html\r\n\r\n").then(&all),
-        Script::default().then(&all),
-    ];
-    for script in scripts {
-        endpoint.plays([script.clone(), script]);
-        let err = ask(&models).await.0.unwrap_err();
-        seen.push_str(&format!("{err} {err:?}"));
-        let mut cause = err.source();
-        while let Some(inner) = cause {
-            seen.push_str(&format!("{inner} {inner:?}"));
-            cause = inner.source();
+    // Each repeats what it was sent, in all places where one can.
+    let scripts = |told: &str| {
+        let echo = |status: &str| Script::error(status, &format!("you sent {told}"));
+        [
+            echo("401 Unauthorized"),
+            echo("500 Internal Server Error"),
+            echo("429 Too Many Requests"),
+            echo("404 Not Found"),
+            Script::default().hang(),
+            Script::stream(format!("data: {{\"{told}\n\n")),
+            Script::stream(format!("data: {}\n\n", json!({"error": {"message": told}}))),
+            // An answer, so that the endpoint is not left alone.
+            echo("403 Forbidden"),
+            Script::stream(event(json!({"content": "x"}))).reset(),
+            Script::default().then("HTTP/1.1 200 OK\r\ncontent-type: text/html\r\n\r\n").then(told),
+            Script::default().then(told),
+            echo("403 Forbidden"),
+        ]
+    };
+    keyed.plays(scripts(&[SECRETS[0], SECRETS[2], SECRETS[3]].join(" ")));
+    // What the header holds, too: `ann-the-user:hunter2-password`.
+    user.plays(scripts(&format!("ann-the-user {} {}", SECRETS[1], SECRETS[5])));
+    for _ in 0..11 {
+        let mut request = request();
+        for model in ["keyed", "user"] {
+            request.model = model.to_owned();
+            let err = ask_for(&models, &request).await.0.unwrap_err();
+            seen.push_str(&format!("{err} {err:?}"));
+            let mut cause = err.source();
+            while let Some(inner) = cause {
+                seen.push_str(&format!("{inner} {inner:?}"));
+                cause = inner.source();
+            }
         }
     }
-    endpoint.plays([echo("403 Forbidden"), echo("403 Forbidden")]);
     seen.push_str(&serde_json::to_string(&models.list().await).unwrap());
-    let calls = endpoint.calls();
+    let calls = keyed.calls();
     assert_eq!(calls[0].headers["authorization"], "Bearer sk-key-1234567890");
     assert_eq!(calls[0].headers["x-more"], "header-secret-77");
     assert_eq!(calls[0].path, "/v1/chat/completions?code=query-secret-88");
-    assert!(calls.iter().any(|call| {
-        call.headers.get("authorization").is_some_and(|basic| basic.starts_with("Basic "))
-    }));
+    assert_eq!((calls.len(), user.calls().len()), (12, 12), "every script was played");
+    assert_eq!(user.calls()[0].headers["authorization"], format!("Basic {}", SECRETS[5]));
     assert!(seen.contains("[redacted]"), "{seen}");
     seen.push_str(&String::from_utf8(log.0.lock().unwrap().clone()).unwrap());
     assert!(seen.contains("the model endpoint keyed failed"), "nothing was logged");

@@ -47,17 +47,21 @@ async fn streams_of_all_accents_are_understood() {
     }
     let torn = torn.then(&crlf.as_bytes()[400..]);
     assert_eq!(outcome(torn).await.unwrap(), "Hällo");
-    let chunked = usual.as_bytes().chunks(7).fold(String::new(), |mut all, part| {
-        all.push_str(&format!("{:x}\r\n", part.len()));
-        // Parts may be torn in a character: written as Latin-1 below.
-        all.extend(part.iter().map(|byte| char::from(*byte)));
-        all.push_str("\r\n");
-        all
-    });
-    let chunked: Vec<u8> = format!("{chunked}0\r\n\r\n").chars().map(|c| c as u8).collect();
-    let whole_head =
-        "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
-    assert_eq!(outcome(Script::default().then(whole_head).then(chunked)).await.unwrap(), "Hällo");
+    assert_eq!(outcome(Script::chunked(usual.as_bytes(), 7)).await.unwrap(), "Hällo");
+}
+
+#[tokio::test]
+async fn a_connection_is_used_again_after_a_stream() {
+    let endpoint = ModelEndpoint::start().await;
+    let usual = format!("{}{}", piece("x"), ending("stop"));
+    endpoint.plays((0..3).map(|_| Script::chunked(usual.as_bytes(), 1000)));
+    let models = models(&[&endpoint]);
+    for _ in 0..3 {
+        assert_eq!(ask(&models).await.0.unwrap().message.text(), "x");
+        // The pool takes it back a moment after the answer.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!((endpoint.calls().len(), endpoint.connections()), (3, 1));
 }
 
 #[tokio::test]

@@ -25,7 +25,8 @@ pub enum Step {
     Reset,
 }
 
-/// What one request gets; the connection is closed after it.
+/// What one request gets. The connection is closed after it, unless its head says how long it is and does
+/// not say `connection: close`.
 #[derive(Debug, Clone, Default)]
 pub struct Script(pub Vec<Step>);
 
@@ -49,6 +50,7 @@ impl Call {
 struct State {
     scripts: VecDeque<Script>,
     calls: Vec<Call>,
+    connections: usize,
     open: usize,
     most_open: usize,
 }
@@ -98,6 +100,11 @@ impl ModelEndpoint {
         counts
     }
 
+    /// How many connections were opened.
+    pub fn connections(&self) -> usize {
+        self.state.lock().unwrap().connections
+    }
+
     /// How many requests were under way at once, at most.
     pub fn most_open(&self) -> usize {
         self.state.lock().unwrap().most_open
@@ -105,32 +112,50 @@ impl ModelEndpoint {
 }
 
 async fn serve(mut socket: TcpStream, state: Arc<Mutex<State>>) {
-    let Some(call) = read_request(&mut socket).await else { return };
-    let script = {
-        let mut state = state.lock().unwrap();
-        state.calls.push(call.clone());
-        state.open += 1;
-        state.most_open = state.most_open.max(state.open);
-        state.scripts.pop_front()
-    };
-    let script = script.unwrap_or_else(|| usual(&call));
+    state.lock().unwrap().connections += 1;
+    while let Some(call) = read_request(&mut socket).await {
+        let script = {
+            let mut state = state.lock().unwrap();
+            state.calls.push(call.clone());
+            state.open += 1;
+            state.most_open = state.most_open.max(state.open);
+            state.scripts.pop_front()
+        };
+        let script = script.unwrap_or_else(|| usual(&call));
+        let stays = play(&mut socket, script).await;
+        state.lock().unwrap().open -= 1;
+        if !stays {
+            break;
+        }
+    }
+}
+
+/// Plays a script; true when another request may follow on the same connection.
+async fn play(socket: &mut TcpStream, script: Script) -> bool {
+    let mut stays = script.0.first().is_some_and(|first| match first {
+        Step::Send(head) => {
+            let head = String::from_utf8_lossy(head);
+            !head.contains("connection: close") && head.contains("transfer-encoding: chunked")
+        }
+        _ => false,
+    });
     for step in script.0 {
         match step {
-            Step::Send(bytes) => {
-                if socket.write_all(&bytes).await.is_err() {
-                    break;
-                }
-            }
+            Step::Send(bytes) => stays &= socket.write_all(&bytes).await.is_ok(),
             Step::Wait(time) => tokio::time::sleep(time).await,
             Step::Hang => {
                 // Until the other side goes away.
                 let _ = socket.read(&mut [0; 64]).await;
+                return false;
             }
-            Step::Reset => socket.set_zero_linger().unwrap(),
+            Step::Reset => {
+                socket.set_zero_linger().unwrap();
+                return false;
+            }
         }
     }
     let _ = socket.flush().await;
-    state.lock().unwrap().open -= 1;
+    stays
 }
 
 async fn read_request(socket: &mut TcpStream) -> Option<Call> {
@@ -210,6 +235,17 @@ impl Script {
     pub fn text(pieces: &[&str]) -> Self {
         let events: String = pieces.iter().map(|piece| event(json!({"content": piece}))).collect();
         Self::stream(format!("{}{events}{}", event(json!({"role": "assistant"})), ending("stop")))
+    }
+
+    /// The bytes as chunks of this size, on a connection that stays open.
+    pub fn chunked(body: &[u8], size: usize) -> Self {
+        let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+        let mut script = Self::default().then(head);
+        for part in body.chunks(size) {
+            script =
+                script.then([format!("{:x}\r\n", part.len()).as_bytes(), part, b"\r\n"].concat());
+        }
+        script.then("0\r\n\r\n")
     }
 
     /// A good stream that comes slowly.
