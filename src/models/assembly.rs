@@ -372,7 +372,11 @@ mod tests {
             json!({"choices": [{"delta": {"tool_calls": [{"index": 1_000_000_000}]}}]}),
             json!({"choices": [{"finish_reason": 1}]}),
         ] {
-            assert_eq!(assembled(&[frame.clone()]).unwrap_err(), FailureKind::Malformed, "{frame}");
+            assert_eq!(
+                assembled(std::slice::from_ref(&frame)).unwrap_err(),
+                FailureKind::Malformed,
+                "{frame}"
+            );
         }
         assert_eq!(assembled(&[delta(json!({"content": "x"}))]).unwrap_err(), FailureKind::Cut);
         assert_eq!(assembled(&[]).unwrap_err(), FailureKind::Cut);
