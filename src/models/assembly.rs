@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::answer::{Delta, Usage};
 use super::failure::{Failure, FailureKind};
-use super::messages::{Message, Role, called};
+use super::messages::{Message, Role, called, fresh_call_id};
 use super::redact::{Redactor, quote};
 use super::refusal;
 
@@ -151,8 +151,12 @@ impl Assembly {
             other => text(other, "arguments of a tool call")?,
         };
         let at = self.place(piece, &id)?;
+        // Answers of tools find their calls by id: each needs one, and one of its own.
+        let first_id = self.calls[at].id.is_none().then(|| {
+            let taken = self.calls.iter().any(|other| other.id.as_ref() == Some(&id));
+            if id.is_empty() || taken { fresh_call_id() } else { id }
+        });
         let call = &mut self.calls[at];
-        let first_id = (!id.is_empty() && call.id.is_none()).then(|| id.clone());
         if let Some(id) = &first_id {
             call.id = Some(id.clone());
         }
@@ -209,7 +213,7 @@ impl Assembly {
         let mut message = Message::new(Role::Ai, self.text);
         for call in self.calls {
             // A gap in the indexes is no call.
-            if call.name.is_empty() && call.id.is_none() && call.arguments.is_empty() {
+            if call.id.is_none() {
                 continue;
             }
             match called(call.id, call.name, &call.arguments) {
@@ -338,6 +342,31 @@ mod tests {
             {"id": "a", "function": {"name": "look", "arguments": "{\"at\": 1}"}},
             {"id": "b", "function": {"name": "wait", "arguments": ""}}]}, "finish_reason": "tool_calls"}]});
         assert_eq!(calls(&[whole]), expected);
+    }
+
+    #[test]
+    fn every_call_has_an_id_of_its_own_from_its_first_piece_on() {
+        let piece = |fields: Value| delta(json!({"tool_calls": [fields]}));
+        let call = |index: usize, id: Value| {
+            piece(json!({"index": index, "id": id, "function": {"name": "f", "arguments": "{}"}}))
+        };
+        let frames = [
+            call(0, json!("call_0")),
+            call(1, json!("call_0")),
+            call(2, json!(null)),
+            stop("stop"),
+        ];
+        let (answer, deltas) = assembled(&frames).unwrap();
+        let ids: Vec<_> = answer.message.tool_calls.iter().map(|call| call.id.clone()).collect();
+        let streamed: Vec<_> = deltas
+            .iter()
+            .filter_map(|delta| match delta {
+                Delta::ToolCall { id, .. } => id.clone(),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(ids, streamed);
+        assert!(ids[0] == "call_0" && ids[1] != "call_0" && ids[2] != ids[1], "{ids:?}");
     }
 
     #[test]

@@ -21,8 +21,8 @@ impl Models {
     /// Asks for one message. Its pieces go to `sink` as they come.
     ///
     /// A failed attempt is repeated where that makes sense, and then the next candidate is asked; when
-    /// pieces had been passed on, [`Delta::Restart`] comes before those of the new attempt. Dropping the
-    /// future ends the request.
+    /// pieces had been passed on, [`Delta::Restart`] comes before those of the new attempt. After an error
+    /// all that was passed on is void. Dropping the future ends the request.
     pub async fn chat(
         &self,
         request: &ChatRequest,
@@ -118,7 +118,8 @@ impl Operation for Chat<'_, '_> {
                 Err(failure) => failure,
             };
             let blamed = failure.refused.or_else(|| {
-                let unexplained = failure.kind == FailureKind::BadRequest;
+                let unexplained =
+                    matches!(failure.kind, FailureKind::BadRequest | FailureKind::Unsupported);
                 self.prepared.suspect(quirks).filter(|_| unexplained)
             });
             if !blamed.is_some_and(|refused| quirks.learn(refused)) {
@@ -228,7 +229,8 @@ impl Chat<'_, '_> {
         let mut assembly = Assembly::default();
         let mut deltas = Vec::new();
         assembly.feed(answer, &wire.redactor, &mut |delta| deltas.push(delta))?;
-        let assembled = assembly.finish(false)?;
+        // A whole answer is complete, even when it does not say why the model stopped.
+        let assembled = assembly.finish(true)?;
         deltas.into_iter().for_each(|delta| self.relay.pass(delta));
         Ok(assembled)
     }

@@ -44,11 +44,13 @@ pub enum FailureKind {
     TooLarge,
     /// The request is longer than the model's context.
     ContextLength,
-    /// 4xx: the endpoint will never accept this request.
+    /// 4xx: the endpoint will never accept this request, and another one hardly would.
     BadRequest,
+    /// 4xx or 501: this model or endpoint cannot do what the request asks, such as tools or images.
+    Unsupported,
     /// 401 or 403.
     Unauthorized,
-    /// 404: no such model, or the wrong `url`.
+    /// 404, 405 or a redirect: no such model, or the wrong `url`.
     NotFound,
     /// The answer is no JSON, no UTF-8, or of other types than the protocol's.
     Malformed,
@@ -76,6 +78,7 @@ impl FailureKind {
             Self::TooLarge => "too_large",
             Self::ContextLength => "context_length",
             Self::BadRequest => "bad_request",
+            Self::Unsupported => "unsupported",
             Self::Unauthorized => "unauthorized",
             Self::NotFound => "not_found",
             Self::Malformed => "malformed",
@@ -183,8 +186,7 @@ pub enum ModelError {
     Failed {
         /// As the request named it.
         model: String,
-        /// Of the last attempt.
-        #[source]
+        /// Of the last attempt; the message has it, so it is no source.
         failure: Failure,
         /// All attempts, the last one included.
         attempts: Vec<Attempt>,

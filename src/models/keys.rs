@@ -36,3 +36,20 @@ impl Keys for EnvKeys {
         Box::pin(std::future::ready(found.map_err(|problem| KeyError { problem })))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use secrecy::ExposeSecret;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_environment_is_read_and_what_is_missing_is_named() {
+        let path = EnvKeys.key(&KeySource::Env("PATH".to_owned())).await.unwrap();
+        assert!(!path.expose_secret().is_empty());
+        let missing =
+            EnvKeys.key(&KeySource::Env("CYNAI_NO_SUCH_KEY".to_owned())).await.unwrap_err();
+        assert!(missing.to_string().contains("CYNAI_NO_SUCH_KEY is not set"));
+        assert!(EnvKeys.key(&KeySource::Secret("x".to_owned())).await.is_err());
+    }
+}

@@ -64,7 +64,8 @@ impl fmt::Debug for Models {
 }
 
 impl Models {
-    /// The models of a configuration, each endpoint with connections of its own.
+    /// The models of a configuration, each endpoint with connections of its own. The process must have
+    /// installed a provider for TLS.
     pub fn new(
         config: ModelsConfig,
         keys: Arc<dyn Keys>,

@@ -71,20 +71,21 @@ fn judge(status: u16, told: &Value, text: &str, redactor: &Redactor) -> Failure 
             FailureKind::QuotaExceeded
         }
         429 => FailureKind::RateLimited,
-        404 => FailureKind::NotFound,
-        501 => FailureKind::BadRequest,
+        404 | 405 | 300..=399 => FailureKind::NotFound,
+        501 => FailureKind::Unsupported,
         408 | 409 | 425 | 500.. => FailureKind::Overloaded,
+        _ if speaks_of_ability(&known) => FailureKind::Unsupported,
         _ => FailureKind::BadRequest,
     };
     let hint = match status {
-        300..400 => "; redirects are not followed: `url` must be the final address",
+        300..=399 => "; redirects are not followed: `url` must be the final address",
         404 => "; is the model's name right, and does `url` end where the API begins (often /v1)?",
         _ => "",
     };
     let text = redactor.clean(text);
     let colon = if text.is_empty() { "" } else { ": " };
     let mut failure = Failure::new(kind, format!("status {status}{colon}{text}{hint}"));
-    if kind == FailureKind::BadRequest {
+    if matches!(kind, FailureKind::BadRequest | FailureKind::Unsupported) {
         failure.refused = refused(word("param"), &known.replace("upstream", ""));
     }
     failure
@@ -104,6 +105,12 @@ fn speaks_of_context(text: &str) -> bool {
         "input is too long",
         "too many input tokens",
     ];
+    phrases.iter().any(|phrase| text.contains(phrase))
+}
+
+fn speaks_of_ability(text: &str) -> bool {
+    let phrases =
+        ["not support", "n't support", "unsupported", "not implemented", "not available for"];
     phrases.iter().any(|phrase| text.contains(phrase))
 }
 
@@ -167,10 +174,10 @@ mod tests {
         check(
             422,
             r#"{"detail":"streaming is not supported"}"#,
-            K::BadRequest,
+            K::Unsupported,
             Some(Refused::Stream),
         );
-        check(501, "stream: not implemented", K::BadRequest, Some(Refused::Stream));
+        check(501, "stream: not implemented", K::Unsupported, Some(Refused::Stream));
         check(
             400,
             r#"{"error":{"message":"unknown field stream_options"}}"#,
@@ -186,11 +193,13 @@ mod tests {
         check(
             400,
             r#"{"error":{"message":"response_format is not supported"}}"#,
-            K::BadRequest,
+            K::Unsupported,
             Some(Refused::ResponseFormat),
         );
         check(400, "<html>", K::BadRequest, None);
-        check(302, "", K::BadRequest, None);
+        check(302, "", K::NotFound, None);
+        check(405, "", K::NotFound, None);
+        check(400, r#"{"error":"this model does not support tools"}"#, K::Unsupported, None);
         check(401, "", K::Unauthorized, None);
         check(403, "{}", K::Unauthorized, None);
         check(404, r#"{"error":{"message":"no such model"}}"#, K::NotFound, None);

@@ -18,6 +18,26 @@ const MAX_REQUEST_BYTES: usize = 16 << 20;
 /// A schema as JSON text.
 const MAX_SCHEMA_BYTES: usize = 256 << 10;
 const MAX_STOPS: usize = 16;
+const MAX_EXTRA: usize = 32;
+/// What a request says in its own words, and what it may not say: `n` answers, or how they are sent.
+const OWN_FIELDS: [&str; 16] = [
+    "model",
+    "messages",
+    "tools",
+    "tool_choice",
+    "response_format",
+    "temperature",
+    "top_p",
+    "max_tokens",
+    "max_completion_tokens",
+    "seed",
+    "stop",
+    "user",
+    "n",
+    "stream",
+    "stream_options",
+    "functions",
+];
 const MAX_TEXT_BYTES: usize = 1024;
 
 /// A request for a message.
@@ -46,6 +66,8 @@ pub struct ChatRequest {
     pub stop: Vec<String>,
     /// Whom the request is for, as the endpoint is to know them.
     pub user: Option<String>,
+    /// Fields of the endpoint's own, such as `reasoning_effort` or `chat_template_kwargs`; at most 32.
+    pub extra: Map<String, Value>,
     /// Names the effect: sent as `Idempotency-Key` with every attempt.
     #[serde(skip)]
     pub idempotency_key: Option<String>,
@@ -152,6 +174,12 @@ impl ChatRequest {
         self.write_tools(&mut fields)?;
         self.write_sampling(&mut fields)?;
         idempotency(self.idempotency_key.as_deref())?;
+        counted("extra", self.extra.len(), 0, MAX_EXTRA)?;
+        if let Some(own) = OWN_FIELDS.iter().find(|own| self.extra.contains_key(**own)) {
+            let problem = "this field is written by the request itself; leave it out here";
+            return Err(wrong(format!("extra.{own}"), problem));
+        }
+        fields.extend(self.extra.clone());
         let response_format =
             self.response_format.as_ref().map(ResponseFormat::to_openai).transpose()?;
         let bytes = serde_json::to_vec(&fields).map_or(usize::MAX, |text| text.len());
@@ -364,6 +392,7 @@ mod tests {
             "tool_choice": {"tool": "look"},
             "response_format": {"json_schema": {"name": "n", "schema": {"type": "object"}}},
             "max_tokens": 5, "temperature": 0, "stop": ["x"], "seed": 1,
+            "extra": {"reasoning_effort": "low"},
         }))
         .prepare()
         .unwrap();
@@ -371,6 +400,7 @@ mod tests {
         assert_eq!(body["messages"], json!([{"role": "user", "content": "hi"}]));
         assert_eq!(body["tool_choice"], json!({"type": "function", "function": {"name": "look"}}));
         assert_eq!(body["response_format"]["json_schema"]["name"], "n");
+        assert_eq!(body["reasoning_effort"], "low");
         assert_eq!((&body["max_tokens"], &body["stream"]), (&json!(5), &json!(true)));
         let mut quirks = Quirks::default();
         for refused in [Refused::Stream, Refused::ResponseFormat, Refused::MaxTokens] {
@@ -402,6 +432,7 @@ mod tests {
         check(json!({"tool_choice": {"tool": "x"}}), "tool_choice", "no tool \"x\"");
         check(json!({"tool_choice": "required"}), "tool_choice", "needs `tools`");
         check(json!({"stop": [""]}), "stop[0]", "1 to 1024");
+        check(json!({"extra": {"n": 2}}), "extra.n", "leave it out");
         let image = |url: &str| {
             json!({"messages": [{"role": "user", "content": [
             {"type": "text", "text": "see"}, {"type": "image_url", "image_url": {"url": url}}]}]})

@@ -135,15 +135,18 @@ impl<'de> Deserialize<'de> for Message {
     }
 }
 
+/// An id for a call whose endpoint gave it none.
+pub(super) fn fresh_call_id() -> String {
+    format!("call_{}", uuid::Uuid::new_v4().simple())
+}
+
 /// A call as a model wrote it, sorted by whether its arguments can be read.
 pub(super) fn called(
     id: Option<String>,
     name: String,
     arguments: &str,
 ) -> Result<ToolCall, InvalidToolCall> {
-    let id = id
-        .filter(|id| !id.is_empty())
-        .unwrap_or_else(|| format!("call_{}", uuid::Uuid::new_v4().simple()));
+    let id = id.filter(|id| !id.is_empty()).unwrap_or_else(fresh_call_id);
     let error = match serde_json::from_str::<Value>(arguments) {
         Ok(Value::Object(args)) if !name.is_empty() => return Ok(ToolCall { id, name, args }),
         Ok(Value::Object(_)) => "the call names no tool".to_owned(),

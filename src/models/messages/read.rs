@@ -4,7 +4,7 @@
 use serde_json::{Map, Value};
 
 use super::content::Content;
-use super::{InvalidToolCall, Message, Role, ToolCall, called};
+use super::{InvalidToolCall, Message, Role, ToolCall, called, fresh_call_id};
 
 /// How many tool calls one message may have.
 pub(crate) const MAX_TOOL_CALLS: usize = 256;
@@ -178,7 +178,7 @@ fn read_call(
     let name = call["name"].as_str().ok_or(("name", "a call names its tool"))?.to_owned();
     match &call["args"] {
         Value::Object(args) => {
-            let id = id.unwrap_or_else(|| format!("call_{}", uuid::Uuid::new_v4().simple()));
+            let id = id.unwrap_or_else(fresh_call_id);
             Ok(Ok(ToolCall { id, name, args: args.clone() }))
         }
         Value::String(arguments) => Ok(called(id, name, arguments)),

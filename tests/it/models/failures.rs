@@ -101,13 +101,18 @@ async fn a_refusal_for_good_is_not_repeated() {
             FailureKind::ContextLength,
             true,
         ),
+        (
+            Script::error("400 Bad Request", "m does not support tools"),
+            FailureKind::Unsupported,
+            true,
+        ),
         (Script::error("401 Unauthorized", "who are you"), FailureKind::Unauthorized, true),
         (Script::error("404 Not Found", "no such model"), FailureKind::NotFound, true),
         (Script::error("402 Payment Required", "no money"), FailureKind::QuotaExceeded, true),
         (
             Script::status("302 Found", "location: http://127.0.0.1:1/\r\n", json!({})),
-            FailureKind::BadRequest,
-            false,
+            FailureKind::NotFound,
+            true,
         ),
     ] {
         let (first, second) = (ModelEndpoint::start().await, ModelEndpoint::start().await);
