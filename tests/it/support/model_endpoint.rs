@@ -245,7 +245,8 @@ impl Script {
             script =
                 script.then([format!("{:x}\r\n", part.len()).as_bytes(), part, b"\r\n"].concat());
         }
-        script.then("0\r\n\r\n")
+        // The end of the body comes a little later than the end of what is in it.
+        script.wait(Duration::from_millis(5)).then("0\r\n\r\n")
     }
 
     /// A good stream that comes slowly.
