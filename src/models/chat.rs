@@ -104,10 +104,11 @@ impl Operation for Chat<'_, '_> {
 
     /// An endpoint that refuses a part of the request which it can do without is asked again at once.
     async fn attempt(&mut self, target: &Target, until: Instant) -> Result<Turn, Failure> {
-        self.relay.restart();
         let known = target.endpoint.quirks(&target.model);
         let mut quirks = known;
         loop {
+            // A refusal, too, may come after some pieces.
+            self.relay.restart();
             let failure = match self.exchange(target, &mut quirks, until).await {
                 Ok(turn) => {
                     if quirks != known {
@@ -205,7 +206,11 @@ impl Chat<'_, '_> {
             };
             heard = Instant::now();
             let relay = &mut *self.relay;
-            assembly.feed(frame, &wire.redactor, &mut |delta| relay.pass(delta))?;
+            let fed = assembly.feed(frame, &wire.redactor, &mut |delta| relay.pass(delta));
+            match fed {
+                Err(_) if finished.is_some() => break,
+                fed => fed?,
+            }
             if finished.is_none() && assembly.finished() {
                 finished = Some(heard);
             }

@@ -14,6 +14,7 @@ use super::answer::{Attempt, Usage};
 use super::calls::{self, Operation, Target, time_is_up};
 use super::exchange::Wire;
 use super::failure::{Failure, FailureKind, ModelError};
+use super::redact::quote;
 use super::request::{counted, idempotency};
 use super::{Models, metrics};
 
@@ -28,6 +29,8 @@ const BATCH: usize = 32;
 /// Requests of one call at once.
 const PARALLEL: usize = 4;
 const MAX_DIMENSIONS: u32 = 65_536;
+/// Of a model, as the endpoint calls it.
+const MAX_NAME_BYTES: usize = 256;
 
 /// Texts that are to become vectors.
 #[derive(Debug, Clone, Default)]
@@ -164,9 +167,11 @@ impl Embed<'_> {
         if let Some(error) = answer.get("error").filter(|error| !error.is_null()) {
             return Err(super::refusal::of_error(error, &wire.redactor));
         }
-        let answer = Answer::deserialize(answer).map_err(|err| malformed(&err.to_string()))?;
+        let answer = Answer::deserialize(answer)
+            .map_err(|err| malformed(&wire.redactor.clean(&err.to_string())))?;
         let usage = Usage::read(answer.usage.as_ref());
-        Ok((ordered(answer.data, texts.len())?, usage, answer.model))
+        let model = answer.model.map(|model| quote(&model, MAX_NAME_BYTES));
+        Ok((ordered(answer.data, texts.len())?, usage, model))
     }
 }
 

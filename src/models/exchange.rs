@@ -101,7 +101,8 @@ impl Wire {
         let mut redactor = Redactor::default();
         let mut headers = headers(endpoint, keys, &mut redactor).await?;
         if let Some(key) = idempotency_key {
-            headers.insert(HeaderName::from_static("idempotency-key"), header(key, false)?);
+            let value = header("the idempotency key", key, false)?;
+            headers.insert(HeaderName::from_static("idempotency-key"), value);
         }
         let address = address(endpoint, headers, &mut redactor);
         let noted = Noted::default();
@@ -171,8 +172,8 @@ fn hide_user(url: &url::Url, redactor: &mut Redactor) {
         return;
     }
     let meant = |text: &str| {
-        // As in a form, but where a plus is a plus.
-        let field = format!("x={}", text.replace('+', "%2B"));
+        // As in a form, but where these two are only themselves.
+        let field = format!("x={}", text.replace('+', "%2B").replace('&', "%26"));
         let mut fields = url::form_urlencoded::parse(field.as_bytes());
         fields.next().map_or_else(String::new, |(_, text)| text.into_owned())
     };
@@ -193,10 +194,12 @@ async fn headers(
             HeaderSource::Text(text) => SecretString::from(text.as_str()),
             HeaderSource::Kept(source) => keys.key(source).await.map_err(no_key)?,
         };
+        let what = format!("the value of the header {name}");
+        let sent = header(&what, value.expose_secret(), true)?;
         let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| {
             Failure::new(FailureKind::NoKey, format!("{name:?} is not a header's name"))
         })?;
-        headers.insert(name, header(value.expose_secret(), true)?);
+        headers.insert(name, sent);
         // `Bearer KEY` may be quoted as KEY.
         if let Some((_, bare)) = value.expose_secret().rsplit_once(' ') {
             redactor.hide(bare.into());
@@ -206,20 +209,18 @@ async fn headers(
     if let Some(source) = &endpoint.config.key {
         let key = keys.key(source).await.map_err(no_key)?;
         let bearer = SecretString::from(format!("Bearer {}", key.expose_secret()));
-        let value = header(bearer.expose_secret(), true).map_err(|mut failure| {
-            failure.message = format!("{source} {}", failure.message);
-            failure
-        })?;
-        headers.insert(AUTHORIZATION, value);
+        let sent = header(&source.to_string(), bearer.expose_secret(), true)?;
+        headers.insert(AUTHORIZATION, sent);
         redactor.hide(key);
     }
     Ok(headers)
 }
 
-fn header(value: &str, sensitive: bool) -> Result<HeaderValue, Failure> {
+fn header(what: &str, value: &str, sensitive: bool) -> Result<HeaderValue, Failure> {
     let mut value = HeaderValue::from_str(value).map_err(|_| {
-        let message =
-            "has characters that a header cannot carry; is there a line break at its end?";
+        let message = format!(
+            "{what} has characters that a header cannot carry; is there a line break at its end?"
+        );
         Failure::new(FailureKind::NoKey, message)
     })?;
     value.set_sensitive(sensitive);

@@ -3,6 +3,7 @@
 //! Endpoints quote what they were sent: a 401 often repeats the key. Whatever an endpoint says goes
 //! through here before it becomes part of an error.
 
+use std::cmp::Reverse;
 use std::fmt;
 
 use secrecy::{ExposeSecret, SecretString};
@@ -21,6 +22,8 @@ impl Redactor {
     pub(super) fn hide(&mut self, secret: SecretString) {
         if secret.expose_secret().len() >= MIN_SECRET_BYTES {
             self.0.push(secret);
+            // The longest first: a part that is a secret itself must not save the rest.
+            self.0.sort_by_key(|secret| Reverse(secret.expose_secret().len()));
         }
     }
 
@@ -73,6 +76,9 @@ mod tests {
         redactor.hide("a".into());
         let found = redactor.clean("Incorrect key\n\u{1b}[31m sk-12345,\tsk-12345x provided");
         assert_eq!(found, "Incorrect key [31m [redacted], [redacted]x provided");
+        redactor.hide("hunter".into());
+        redactor.hide("hunter2-password".into());
+        assert_eq!(redactor.clean("hunter:hunter2-password"), "[redacted]:[redacted]");
         let long = redactor.clean(&"ä".repeat(5000));
         assert!(long.len() < 410 && long.ends_with('…'), "{}", long.len());
         assert!(!format!("{redactor:?}").contains("sk-"));

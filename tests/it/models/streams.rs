@@ -75,6 +75,9 @@ async fn a_missing_announcement_of_the_end_is_no_failure() {
     assert!(started.elapsed() < Duration::from_secs(2));
     let reset = Script::stream(&silent).wait(Duration::from_millis(50)).reset();
     assert_eq!(outcome(reset).await.unwrap(), "x");
+    // Nor is one that goes wrong then.
+    let late = format!("{silent}data: {}\n\ndata: {{\n\n", json!({"error": {"message": "late"}}));
+    assert_eq!(outcome(Script::stream(late)).await.unwrap(), "x");
     // The announcement alone is enough, too; the model's reason is then unknown.
     let abrupt = format!("{}data: [DONE]\n\n", piece("x"));
     assert_eq!(outcome(Script::stream(abrupt)).await.unwrap(), "x");
@@ -175,6 +178,16 @@ async fn another_attempt_after_some_pieces_tells_the_reader_to_start_again() {
     assert_eq!(outcomes(&answer), expected);
     assert_eq!(first.calls_by_key(), [("k-1".to_owned(), 2)].into());
     assert_eq!(second.calls_by_key(), [("k-1".to_owned(), 1)].into());
+}
+
+#[tokio::test]
+async fn a_refusal_after_some_pieces_makes_the_reader_start_again_as_well() {
+    let endpoint = ModelEndpoint::start().await;
+    let refusal = json!({"error": {"message": "streaming is not supported", "code": 400}});
+    endpoint.plays([Script::stream(format!("{}data: {refusal}\n\n", piece("x")))]);
+    let (answer, deltas) = ask(&models(&[&endpoint])).await;
+    assert_eq!(outcomes(&answer.unwrap()), [("a", None)]);
+    assert_eq!(deltas, [text("x"), Delta::Restart, text("ok")]);
 }
 
 #[tokio::test]
