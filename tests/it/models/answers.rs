@@ -101,7 +101,7 @@ async fn an_endpoint_that_ignores_streams_is_understood() {
     let models = models(&[&endpoint]);
     assert_eq!(ask(&models).await.0.unwrap().message.text(), "whole");
     // Without a stream the answer may take longer than a first token may.
-    let slow = Script::default().wait(Duration::from_millis(700));
+    let slow = Script::default().wait(Duration::from_millis(900));
     endpoint.plays([Script([slow.0, Script::whole("late").0].concat())]);
     assert_eq!(ask(&models).await.0.unwrap().message.text(), "late");
     assert!(!endpoint.calls()[1].streamed());
@@ -185,7 +185,7 @@ async fn no_more_calls_than_allowed_are_under_way_at_once() {
     assert_eq!(endpoint.most_open(), 2);
     // Where no slot gets free in time, the call says so.
     endpoint
-        .plays([Script::slowly(&["a"; 5], Duration::from_millis(250)), Script::default().hang()]);
+        .plays([Script::slowly(&["a"; 8], Duration::from_millis(150)), Script::default().hang()]);
     let models = models_like(&[&endpoint], &json!({ "max_parallel": 1 }));
     let ((_, _), (second, _)) = tokio::join!(ask(&models), async {
         tokio::time::sleep(Duration::from_millis(50)).await;

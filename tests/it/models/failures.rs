@@ -26,7 +26,7 @@ async fn an_endpoint_that_hangs_before_or_in_its_answer_is_left_for_the_next() {
         // Another candidate is there, so a slow failure is not repeated.
         assert_eq!(outcomes(&answer.unwrap()), [("a", Some(kind)), ("b", None)]);
         let took = started.elapsed();
-        assert!((300..1500).contains(&took.as_millis()), "{took:?}");
+        assert!((400..2500).contains(&took.as_millis()), "{took:?}");
     }
 }
 
@@ -45,7 +45,7 @@ async fn comments_and_empty_pieces_do_not_count_as_progress() {
     let err = ask(&models(&[&endpoint])).await.0.unwrap_err();
     let kinds: Vec<_> = err.attempts().iter().filter_map(|one| one.failure).collect();
     assert_eq!(kinds, [FailureKind::TimeoutFirstToken; 2]);
-    assert!(err.to_string().contains("400ms, the endpoint's `first_token` timeout"), "{err}");
+    assert!(err.to_string().contains("600ms, the endpoint's `first_token` timeout"), "{err}");
 }
 
 #[tokio::test]

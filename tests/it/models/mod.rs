@@ -57,7 +57,7 @@ fn models_like(endpoints: &[&ModelEndpoint], more: &Value) -> Models {
     let mut config = json!({ "endpoints": {}, "routes": { "default": [] } });
     for (name, endpoint) in names.iter().zip(endpoints) {
         let times =
-            json!({ "connect": "1s", "first_token": "400ms", "idle": "300ms", "total": "5s" });
+            json!({ "connect": "1s", "first_token": "600ms", "idle": "500ms", "total": "5s" });
         let mut settings = json!({ "url": endpoint.url, "timeouts": times });
         for (key, value) in more.as_object().unwrap() {
             settings[key] = value.clone();
