@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use cynai::models::embed::EmbedRequest;
 use cynai::models::failure::FailureKind;
+use cynai::models::json::JsonForm;
 use cynai::models::messages::{Message, Role};
 use cynai::models::request::{ResponseFormat, ToolSpec};
 use serde_json::{Value, json};
@@ -221,6 +223,39 @@ async fn a_conversation_in_langchains_form_reaches_the_endpoint_in_openais() {
             {"role": "tool", "content": "seen", "tool_call_id": "c"},
         ])
     );
+}
+
+#[tokio::test]
+async fn calls_can_be_made_from_tasks_that_move_between_threads() {
+    let endpoint = ModelEndpoint::start().await;
+    let models = models(&[&endpoint]);
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn({
+        let models = models.clone();
+        async move { models.chat(&request(), &()).await.map(drop) }
+    });
+    tasks.spawn({
+        let models = models.clone();
+        async move {
+            let schema = json!(true);
+            let form = JsonForm { name: "any", schema: &schema, max_repairs: 0 };
+            // `ok` is no JSON.
+            models.chat_json(&request(), &form, &()).await.map(drop).or(Ok(()))
+        }
+    });
+    tasks.spawn({
+        let models = models.clone();
+        let request = EmbedRequest { texts: vec!["x".to_owned()], ..EmbedRequest::default() };
+        async move { models.embed(&request).await.map(drop) }
+    });
+    tasks.spawn(async move {
+        drop(models.list().await);
+        Ok(())
+    });
+    while let Some(ended) = tasks.join_next().await {
+        ended.unwrap().unwrap();
+    }
+    assert_eq!(endpoint.calls().len(), 4);
 }
 
 #[tokio::test]
