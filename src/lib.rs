@@ -1,9 +1,9 @@
 //! Cynai: a control plane that runs work as checkpointed state graphs stored in PostgreSQL.
 //!
 //! The layers, top to bottom: `cli` and `main`; `gateway` (HTTP), `driver` (advances runs), `worker`
-//! (runs jobs on a machine), `tools` (calls MCP servers); `nodes` (node kinds); `services` (every
-//! operation, once); `store` (all SQL); `graph` (the engine, pure). Dependencies point down only; a test
-//! reads the sources and fails on an arrow that points up. ARCHITECTURE.md is the map.
+//! (runs jobs on a machine); `nodes` (node kinds); `services` (every operation, once); `models` (model
+//! endpoints) and `tools` (MCP servers); `store` (all SQL); `graph` (the engine, pure). Dependencies point
+//! down only; a test reads the sources and fails on an arrow that points up. ARCHITECTURE.md is the map.
 
 pub mod cli;
 pub mod clock;
@@ -12,6 +12,7 @@ pub mod driver;
 pub mod gateway;
 pub mod graph;
 pub mod ids;
+pub mod models;
 pub mod nodes;
 pub mod services;
 pub mod store;

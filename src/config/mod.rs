@@ -6,6 +6,7 @@
 //! **Invariant:** no other file reads environment variables.
 //! **Invariant:** a database URL is never printed with its password, not even by `Debug`.
 
+pub mod models;
 pub mod tools;
 
 use std::collections::BTreeMap;

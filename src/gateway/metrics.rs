@@ -19,6 +19,10 @@ pub(super) const PANICS: &str = "cynai_http_panics_total";
 const BUCKETS: &[f64] =
     &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
+/// Models take their time.
+const MODEL_BUCKETS: &[f64] =
+    &[0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0];
+
 /// The process's registry, installed on the first call; `None` when somebody else installed another.
 pub fn registry() -> Option<&'static PrometheusHandle> {
     static HANDLE: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
@@ -28,7 +32,12 @@ pub fn registry() -> Option<&'static PrometheusHandle> {
 fn install() -> Option<PrometheusHandle> {
     let builder = PrometheusBuilder::new()
         .upkeep_timeout(Duration::from_secs(5))
-        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), BUCKETS);
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), BUCKETS)
+        .and_then(|builder| {
+            // A prefix goes before a suffix.
+            let models = Matcher::Prefix("cynai_model_".to_owned());
+            builder.set_buckets_for_metric(models, MODEL_BUCKETS)
+        });
     let recorder = match builder {
         Ok(builder) => builder.build_recorder(),
         Err(err) => {

@@ -8,15 +8,16 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
-            "gateway", "driver", "worker", "nodes", "services", "store", "tools", "graph",
+            "gateway", "driver", "worker", "nodes", "services", "models", "store", "tools", "graph",
             "config", "clock", "ids",
         ],
     ),
     ("gateway", &["services", "tools", "ids", "clock"]),
     ("driver", &["nodes", "services", "graph", "store", "worker", "clock", "ids"]),
-    ("nodes", &["services", "worker", "graph", "clock", "ids"]),
-    ("services", &["store", "recurrence", "worker", "tools", "graph", "config", "clock", "ids"]),
+    ("nodes", &["services", "models", "tools", "worker", "graph", "clock", "ids"]),
+    ("services", &["models", "store", "recurrence", "worker", "tools", "graph", "config", "clock", "ids"]),
     ("store", &["graph", "clock", "ids", "config"]),
+    ("models", &["config", "clock", "ids", "egress"]),
     ("worker", &["config", "clock", "ids"]),
     ("tools", &["config", "clock", "ids"]),
     ("graph", &["ids"]),
@@ -30,6 +31,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 const HOMES: &[(&str, &[&str])] = &[
     ("petgraph", &["graph"]),
     ("cel", &["graph"]),
+    ("async_openai", &["models"]),
     ("axum", &["gateway", "worker"]),
     ("utoipa_axum", &["gateway"]),
     ("tower_http", &["gateway", "worker"]),

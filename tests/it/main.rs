@@ -20,6 +20,7 @@ mod crash_random;
 mod examples;
 mod faults;
 mod gateway;
+mod models;
 mod races;
 mod retention;
 mod runs;

@@ -4,6 +4,7 @@
 pub(crate) mod client;
 pub(crate) mod graphs;
 pub(crate) mod load;
+pub(crate) mod model_endpoint;
 pub(crate) mod server;
 pub(crate) mod traces;
 
