@@ -6,6 +6,7 @@
 //! **Invariant:** only this folder prints.
 
 mod client;
+mod config;
 mod follow;
 mod graph;
 mod run;
@@ -48,6 +49,8 @@ enum Command {
     Token(token::TokenArgs),
     /// Run the server: REST API, driver and, unless told otherwise, a private database and a local worker.
     Serve(Box<crate::config::ServeArgs>),
+    /// Check the server's configuration file.
+    Config(config::ConfigArgs),
     /// Check, draw and describe graph files.
     Graph(graph::GraphArgs),
     /// Run the agent of a worker machine: accepts jobs and runs them in sandboxes.
@@ -71,6 +74,7 @@ pub fn main() -> ExitCode {
             Command::Threads(args) => threads::run(args).await,
             Command::Token(args) => token::run(args).await,
             Command::Serve(args) => serve::run(*args).await,
+            Command::Config(args) => config::run(&args),
             Command::Graph(args) => graph::run(args),
             Command::Worker(args) => worker::run(args).await,
         }

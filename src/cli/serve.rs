@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::SystemClock;
+use crate::config::sections::RetentionConfig;
 use crate::config::{
     ConfigError, DatabaseConfig, LocalWorkerConfig, LogFormat, ServeArgs, ServeConfig,
 };
@@ -31,6 +32,7 @@ use crate::services::jobs::KnownWorker;
 use crate::services::{ServiceLimits, Services};
 use crate::store::connect;
 use crate::store::embedded::{BinarySearch, Embedded, EmbeddedConfig};
+use crate::store::retention::Retention;
 use crate::worker::client::WorkerClient;
 use crate::worker::config::{Token, WorkerConfig};
 use crate::worker::local::LocalWorker;
@@ -113,6 +115,7 @@ async fn serve(
             lease: config.lease,
             capacity: config.driver_capacity,
             env,
+            retention: retention(&config.file.retention),
             ..DriverConfig::default()
         },
     ));
@@ -144,6 +147,16 @@ async fn serve(
     tokio::time::sleep(Duration::from_millis(20)).await;
     background.shutdown().await;
     served.context("the server ended")
+}
+
+fn retention(config: &RetentionConfig) -> Retention {
+    let usual = Retention::default();
+    Retention {
+        keep_last: config.keep_last,
+        max_age: config.max_age,
+        stream_rows: config.stream_rows.unwrap_or(usual.stream_rows),
+        temporary_threads: config.temporary_threads.unwrap_or(usual.temporary_threads),
+    }
 }
 
 /// The nodes that are there before the services are.

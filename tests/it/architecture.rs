@@ -8,18 +8,19 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
-            "gateway", "driver", "worker", "nodes", "services", "store", "graph", "config",
+            "gateway", "driver", "worker", "nodes", "services", "store", "egress", "graph", "config",
             "clock", "ids",
         ],
     ),
     ("gateway", &["services", "ids", "clock"]),
     ("driver", &["nodes", "services", "graph", "store", "worker", "clock", "ids"]),
     ("nodes", &["services", "worker", "graph", "clock", "ids"]),
-    ("services", &["store", "recurrence", "worker", "graph", "clock", "ids"]),
+    ("services", &["store", "egress", "recurrence", "worker", "graph", "config", "clock", "ids"]),
     ("store", &["graph", "clock", "ids", "config"]),
     ("worker", &["config", "clock", "ids"]),
     ("graph", &["ids"]),
     ("recurrence", &[]),
+    ("egress", &["config", "clock", "ids"]),
     ("config", &["ids"]),
     ("clock", &[]),
     ("ids", &[]),
@@ -36,6 +37,9 @@ const HOMES: &[(&str, &[&str])] = &[
     ("comfy_table", &["cli"]),
     ("indicatif", &["cli"]),
     ("anyhow", &["cli", "main"]),
+    ("chacha20poly1305", &["egress"]),
+    ("hmac", &["egress"]),
+    ("ipnet", &["egress"]),
 ];
 
 struct Source {
