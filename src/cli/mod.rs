@@ -11,6 +11,7 @@ mod follow;
 mod graph;
 mod run;
 mod runs;
+mod secrets;
 mod serve;
 mod show;
 mod threads;
@@ -47,6 +48,8 @@ enum Command {
     Threads(threads::ThreadsArgs),
     /// Make, list and revoke API tokens.
     Token(token::TokenArgs),
+    /// Set, list, delete and rotate secrets.
+    Secrets(secrets::SecretsArgs),
     /// Run the server: REST API, driver and, unless told otherwise, a private database and a local worker.
     Serve(Box<crate::config::ServeArgs>),
     /// Check the server's configuration file.
@@ -73,6 +76,7 @@ pub fn main() -> ExitCode {
             Command::Runs(args) => runs::run(args).await,
             Command::Threads(args) => threads::run(args).await,
             Command::Token(args) => token::run(args).await,
+            Command::Secrets(args) => secrets::run(args).await,
             Command::Serve(args) => serve::run(*args).await,
             Command::Config(args) => config::run(&args),
             Command::Graph(args) => graph::run(args),

@@ -21,6 +21,8 @@ use crate::config::{
 };
 use crate::driver::instance::Instance;
 use crate::driver::{Driver, DriverConfig};
+use crate::egress::guard::Guard;
+use crate::egress::keyfile;
 use crate::gateway::origin::OriginPolicy;
 use crate::gateway::{self, Gateway, GatewayConfig, ReadyCheck};
 use crate::graph::check::render;
@@ -29,7 +31,8 @@ use crate::nodes::Registry;
 use crate::nodes::job::Job;
 use crate::services::catalog::GraphCatalog;
 use crate::services::jobs::KnownWorker;
-use crate::services::{ServiceLimits, Services};
+use crate::services::secrets::Vault;
+use crate::services::{Egress, ServiceLimits, Services};
 use crate::store::connect;
 use crate::store::embedded::{BinarySearch, Embedded, EmbeddedConfig};
 use crate::store::retention::Retention;
@@ -99,6 +102,11 @@ async fn serve(
         Arc::new(registry.clone()),
         env.clone(),
     );
+    services.set_egress(Egress {
+        vault: open_vault(config),
+        webhooks: Guard::new(super::config::check_allowed(&config.file)?),
+    });
+    services.check_secrets().await?;
     let registry = registry.with_job(Job::new(services.clone()));
     services.register_graphs(load_graphs(config, &registry)?).await?;
     services.bootstrap_admin(&config.admin_token_file).await?;
@@ -147,6 +155,14 @@ async fn serve(
     tokio::time::sleep(Duration::from_millis(20)).await;
     background.shutdown().await;
     served.context("the server ended")
+}
+
+/// The keys of the store of secrets. Without them the server starts all the same, and says so.
+fn open_vault(config: &ServeConfig) -> Vault {
+    match keyfile::load(&config.master_keys) {
+        Ok(ring) => Vault::Open(Arc::new(ring)),
+        Err(err) => Vault::Closed(format!("{:#}", anyhow::Error::new(err))),
+    }
 }
 
 fn retention(config: &RetentionConfig) -> Retention {

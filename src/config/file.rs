@@ -116,13 +116,11 @@ impl ConfigFile {
         let wrong = |place, problem| FileError::Wrong { path: path.to_owned(), place, problem };
         // A file of comments alone, or of nothing, leaves everything as it is.
         let read = serde_saphyr::from_str_with_options::<Option<Self>>(text, options());
-        let config = read
-            .map_err(|err| wrong(place(&err), explain(&err, text)))?
-            .unwrap_or_default();
+        let config =
+            read.map_err(|err| wrong(place(&err), explain(&err, text)))?.unwrap_or_default();
         let checked = config.webhooks.check().and_then(|()| config.retention.check());
-        checked.map_err(|(field, problem)| {
-            wrong(find(text, field), format!("`{field}` {problem}"))
-        })?;
+        checked
+            .map_err(|(field, problem)| wrong(find(text, field), format!("`{field}` {problem}")))?;
         Ok(config)
     }
 }
@@ -200,10 +198,14 @@ fn find(text: &str, path: &str) -> Place {
     // The indentation of the key before; a line that stands no deeper is not below it.
     let mut above: Option<usize> = None;
     'keys: for key in path.split('.') {
+        let mut level = None;
         for (number, line) in lines.by_ref() {
             let indent = line.len() - line.trim_start().len();
             if above.is_some_and(|above| indent <= above) {
                 break 'keys;
+            }
+            if indent != *level.get_or_insert(indent) {
+                continue;
             }
             let bare = line.trim_start().trim_start_matches(['"', '\'']);
             let rest = bare.strip_prefix(key).map(|rest| rest.trim_start_matches(['"', '\'']));
@@ -255,7 +257,10 @@ mod tests {
         );
         check("retension: {}\n", &["cynai.yaml:1:1: ", "did you mean `retention`?"]);
         check("retention:\n  max_age: soon\n", &["cynai.yaml:2:", "such as 10s"]);
-        check("retention:\n  max_age: 1ms\n", &["cynai.yaml:2:3: ", "`retention.max_age` must be 1s"]);
+        check(
+            "retention:\n  max_age: 1ms\n",
+            &["cynai.yaml:2:3: ", "`retention.max_age` must be 1s"],
+        );
         check("retention:\n  keep_last: 0\n", &["cynai.yaml:2:3: ", "must be 1 or more"]);
         check("retention:\n  keep_last: [1]\n", &["cynai.yaml:2:"]);
         check("webhooks: {allow: [a]}\nwebhooks: {}\n", &["cynai.yaml:2:1: "]);
@@ -265,7 +270,9 @@ mod tests {
     #[test]
     fn the_place_of_a_key_is_found_again() {
         let text = "# a\nb:\n  d: 1\na:\n  b:\n    c: 1\n    \"d\": 2\n  d: 3\n";
-        for (path, line, column) in [("a", 4, 1), ("a.b.d", 7, 5), ("a.d", 8, 3), ("b.d", 3, 3), ("b.c", 2, 1)] {
+        for (path, line, column) in
+            [("a", 4, 1), ("a.b.d", 7, 5), ("a.d", 8, 3), ("b.d", 3, 3), ("b.c", 2, 1)]
+        {
             assert_eq!(find(text, path), Place(Some((line, column))), "{path}");
         }
         assert_eq!(find(text, "c"), Place(None));
@@ -321,7 +328,8 @@ mod tests {
         };
         assert_eq!(read("key: {env: KEY}").unwrap(), SecretSource::Env("KEY".to_owned()));
         assert_eq!(read("key: {secret: a}").unwrap(), SecretSource::Secret("a".to_owned()));
-        for wrong in ["key: sk-1234567890123", "key: 12345", "key: {}", "key: {env: a, secret: b}"] {
+        for wrong in ["key: sk-1234567890123", "key: 12345", "key: {}", "key: {env: a, secret: b}"]
+        {
             let message = read(wrong).unwrap_err();
             assert!(message.contains("secret"), "{wrong}: {message}");
             assert!(!message.contains("12345"), "{wrong}: {message}");

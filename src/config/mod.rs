@@ -458,12 +458,9 @@ pub fn usual_config_file(data_dir: Option<&Path>) -> Option<PathBuf> {
     Some(data_dir.map(Path::to_owned).or(usual)?.join(file::USUAL_NAME))
 }
 
-fn master_keys(
-    file: &ConfigFile,
-    data_dir: &Path,
-    environment: &Environment<'_>,
-) -> MasterKeys {
-    let keys = ["CYNAI_MASTER_KEY", "CYNAI_OLD_MASTER_KEYS"].into_iter().filter_map(environment.variable);
+fn master_keys(file: &ConfigFile, data_dir: &Path, environment: &Environment<'_>) -> MasterKeys {
+    let keys =
+        ["CYNAI_MASTER_KEY", "CYNAI_OLD_MASTER_KEYS"].into_iter().filter_map(environment.variable);
     let keys: Vec<SecretString> = keys
         .flat_map(|keys| keys.split([',', ' ', '\n']).map(SecretString::from).collect::<Vec<_>>())
         .filter(|key| !secrecy::ExposeSecret::expose_secret(key).is_empty())

@@ -157,7 +157,9 @@ fn the_file_is_the_one_that_is_named_or_the_usual_one() {
 fn master_keys_come_from_the_environment_or_a_file_that_is_made() {
     let mut machine = Machine::new();
     let keys = machine.resolve("--data-dir data").unwrap().master_keys;
-    assert!(keys.make && keys.environment.is_empty() && keys.file == machine.path("data/master.key"));
+    assert!(
+        keys.make && keys.environment.is_empty() && keys.file == machine.path("data/master.key")
+    );
     machine.variables.push(("CYNAI_MASTER_KEY", "hunter2"));
     machine.variables.push(("CYNAI_OLD_MASTER_KEYS", "hunter3,hunter4"));
     let config = machine.resolve("--data-dir data").unwrap();

@@ -18,7 +18,8 @@ pub enum SecretSource {
     Secret(String),
 }
 
-const EXPECTED: &str = "`{env: VARIABLE}` or `{secret: NAME}`: the configuration names a secret and never holds it";
+const EXPECTED: &str =
+    "`{env: VARIABLE}` or `{secret: NAME}`: the configuration names a secret and never holds it";
 
 impl fmt::Display for SecretSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -65,10 +66,13 @@ impl<'de> Deserialize<'de> for SecretSource {
                         other => return Err(A::Error::unknown_field(other, &["env", "secret"])),
                     };
                     if found.replace(source).is_some() {
-                        return Err(A::Error::custom("`env` and `secret` exclude each other: name one"));
+                        return Err(A::Error::custom(
+                            "`env` and `secret` exclude each other: name one",
+                        ));
                     }
                 }
-                let source = found.ok_or_else(|| A::Error::custom(format_args!("expected {EXPECTED}")))?;
+                let source =
+                    found.ok_or_else(|| A::Error::custom(format_args!("expected {EXPECTED}")))?;
                 if name_of(&source).is_empty() || name_of(&source).len() > 128 {
                     return Err(A::Error::custom("a name of 1 to 128 characters is expected here"));
                 }
@@ -122,7 +126,9 @@ pub mod duration {
         ///
         /// # Errors
         /// It is neither.
-        pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+        pub fn deserialize<'de, D: Deserializer<'de>>(
+            from: D,
+        ) -> Result<Option<Duration>, D::Error> {
             Ok(Option::<Some_>::deserialize(from)?.map(|Some_(duration)| duration))
         }
     }

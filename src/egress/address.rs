@@ -157,7 +157,8 @@ impl Allowed {
     pub fn check(&self, host: &str, address: IpAddr) -> Result<(), Refusal> {
         let Some(why) = refused(address) else { return Ok(()) };
         let bare = address.to_canonical();
-        let listed = self.blocks.iter().any(|block| block.contains(&bare) || block.contains(&address));
+        let listed =
+            self.blocks.iter().any(|block| block.contains(&bare) || block.contains(&address));
         if listed || self.name(host) {
             return Ok(());
         }
@@ -234,7 +235,9 @@ mod tests {
 
     #[test]
     fn only_public_addresses_pass() {
-        for public in ["1.1.1.1", "8.8.8.8", "100.63.255.255", "172.32.0.1", "192.0.1.1", "223.255.255.255"] {
+        for public in
+            ["1.1.1.1", "8.8.8.8", "100.63.255.255", "172.32.0.1", "192.0.1.1", "223.255.255.255"]
+        {
             check(public, None);
         }
         for public in ["2606:4700::1111", "2a00:1450::1", "64:ff9b::1.1.1.1", "::ffff:1.1.1.1"] {

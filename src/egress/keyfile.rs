@@ -119,8 +119,7 @@ fn read(path: &Path) -> Result<Vec<MasterKey>, KeyFileError> {
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
-        let wrong =
-            |source| KeyFileError::Line { path: path.to_owned(), line: number, source };
+        let wrong = |source| KeyFileError::Line { path: path.to_owned(), line: number, source };
         keys.push(MasterKey::parse(line).map_err(wrong)?);
         if keys.len() > MAX_KEYS {
             return Err(too_large());

@@ -90,7 +90,8 @@ impl MasterKey {
     }
 
     fn new(key: Zeroizing<[u8; KEY_BYTES]>) -> Self {
-        let hash = Sha256::new().chain_update(b"cynai master key\0").chain_update(&key[..]).finalize();
+        let hash =
+            Sha256::new().chain_update(b"cynai master key\0").chain_update(&key[..]).finalize();
         let id = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
         Self { id: KeyId(id), key }
     }
@@ -177,7 +178,11 @@ impl KeyRing {
         rand::fill(&mut data_key[..]);
         Sealed {
             key_id: self.newest.id.0.clone(),
-            wrapped: encrypt(&self.newest.key, &wrap_place(place, &self.newest.id.0), &data_key[..]),
+            wrapped: encrypt(
+                &self.newest.key,
+                &wrap_place(place, &self.newest.id.0),
+                &data_key[..],
+            ),
             sealed: encrypt(&data_key, &value_place(place), value.expose_secret().as_bytes()),
         }
     }
@@ -206,7 +211,10 @@ impl KeyRing {
     ) -> Result<(String, Vec<u8>), VaultError> {
         let data_key = self.unwrap_key(place, key_id, wrapped)?;
         let newest = &self.newest;
-        Ok((newest.id.0.clone(), encrypt(&newest.key, &wrap_place(place, &newest.id.0), &data_key[..])))
+        Ok((
+            newest.id.0.clone(),
+            encrypt(&newest.key, &wrap_place(place, &newest.id.0), &data_key[..]),
+        ))
     }
 
     fn unwrap_key(
@@ -221,7 +229,8 @@ impl KeyRing {
             return Err(VaultError::UnknownKey { name, key_id, known });
         };
         let damaged = || VaultError::Damaged { name: place.name.to_owned() };
-        let bytes = decrypt(&master.key, &wrap_place(place, key_id), wrapped).ok_or_else(damaged)?;
+        let bytes =
+            decrypt(&master.key, &wrap_place(place, key_id), wrapped).ok_or_else(damaged)?;
         if bytes.len() != KEY_BYTES {
             return Err(damaged());
         }

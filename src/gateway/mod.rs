@@ -18,6 +18,7 @@ pub mod openapi;
 pub mod origin;
 mod run_request;
 mod runs;
+mod secrets;
 pub mod serve;
 mod sse;
 mod state;
@@ -154,6 +155,7 @@ fn routes(gateway: &Gateway) -> OpenApiRouter<Gateway> {
         .merge(runs::routes())
         .merge(stateless::routes())
         .merge(access::routes())
+        .merge(secrets::routes())
         .merge(meta::private_routes(gateway.config().public_metrics))
         .route_layer(from_fn_with_state(gateway.clone(), edge::bound_time));
     let long = OpenApiRouter::new().merge(runs::long_routes()).merge(stateless::long_routes());

@@ -17,16 +17,18 @@ pub mod error;
 mod health;
 pub mod jobs;
 pub mod runs;
+pub mod secrets;
 pub mod state;
 pub mod stream;
 pub mod threads;
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use serde_json::Value;
 use sqlx::{PgPool, Postgres, Transaction};
 
 use crate::clock::Clock;
+use crate::egress::guard::Guard;
 use crate::graph::compile::{NoNodes, NodeNames};
 use crate::store::graphs::Graphs;
 use crate::store::transaction;
@@ -50,6 +52,16 @@ struct Inner {
     versions: Graphs,
     env: Value,
     workers: jobs::Workers,
+    egress: OnceLock<Egress>,
+}
+
+/// What operations need to reach other machines: the keys of the store of secrets, and where they may connect.
+#[derive(Debug, Clone, Default)]
+pub struct Egress {
+    /// The keys of the store of secrets.
+    pub vault: secrets::Vault,
+    /// Where webhooks may go.
+    pub webhooks: Guard,
 }
 
 /// Bounds that an operator may change.
@@ -117,6 +129,7 @@ impl Services {
             tokens: TokenCache::default(),
             env,
             workers: jobs::Workers::default(),
+            egress: OnceLock::new(),
         }))
     }
 
@@ -124,6 +137,22 @@ impl Services {
     #[must_use]
     pub fn versions(&self) -> &Graphs {
         &self.0.versions
+    }
+
+    /// Gives the operations what they need to reach other machines, once. Until then they have no keys, and may
+    /// reach public addresses.
+    pub fn set_egress(&self, egress: Egress) {
+        if self.0.egress.set(egress).is_err() {
+            tracing::warn!("egress was set before: the first setting stays");
+        }
+    }
+
+    fn egress(&self) -> &Egress {
+        self.0.egress.get_or_init(Egress::default)
+    }
+
+    fn vault(&self) -> &secrets::Vault {
+        &self.egress().vault
     }
 
     fn workers(&self) -> &jobs::Workers {

@@ -20,6 +20,7 @@ pub mod pending;
 pub mod queue;
 pub mod retention;
 pub mod runs;
+pub mod secrets;
 pub mod signals;
 pub mod status;
 pub mod stream_events;

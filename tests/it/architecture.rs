@@ -8,8 +8,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
-            "gateway", "driver", "worker", "nodes", "services", "store", "egress", "graph", "config",
-            "clock", "ids",
+            "gateway", "driver", "worker", "nodes", "services", "store", "egress", "graph",
+            "config", "clock", "ids",
         ],
     ),
     ("gateway", &["services", "ids", "clock"]),

@@ -25,6 +25,7 @@ mod retention;
 mod runs;
 mod scoping;
 mod sdk_python;
+mod secrets;
 mod support;
 mod threads;
 mod versions;
