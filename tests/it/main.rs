@@ -17,6 +17,7 @@ mod checkpointer;
 mod cli;
 mod crash_points;
 mod crash_random;
+mod egress;
 mod examples;
 mod faults;
 mod gateway;
