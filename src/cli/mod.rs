@@ -16,6 +16,7 @@ mod serve;
 mod show;
 mod threads;
 mod token;
+mod webhooks;
 mod worker;
 
 use std::process::ExitCode;
@@ -50,6 +51,8 @@ enum Command {
     Token(token::TokenArgs),
     /// Set, list, delete and rotate secrets.
     Secrets(secrets::SecretsArgs),
+    /// Make the key that verifies webhooks.
+    Webhooks(webhooks::WebhooksArgs),
     /// Run the server: REST API, driver and, unless told otherwise, a private database and a local worker.
     Serve(Box<crate::config::ServeArgs>),
     /// Check the server's configuration file.
@@ -77,6 +80,7 @@ pub fn main() -> ExitCode {
             Command::Threads(args) => threads::run(args).await,
             Command::Token(args) => token::run(args).await,
             Command::Secrets(args) => secrets::run(args).await,
+            Command::Webhooks(args) => webhooks::run(args).await,
             Command::Serve(args) => serve::run(*args).await,
             Command::Config(args) => config::run(&args),
             Command::Graph(args) => graph::run(args),

@@ -27,8 +27,9 @@ use crate::gateway::origin::OriginPolicy;
 use crate::gateway::{self, Gateway, GatewayConfig, ReadyCheck};
 use crate::graph::check::render;
 use crate::graph::load::load_paths;
-use crate::nodes::Registry;
 use crate::nodes::job::Job;
+use crate::nodes::webhook::Webhook;
+use crate::nodes::{Registry, StoredNames, builtin};
 use crate::services::catalog::GraphCatalog;
 use crate::services::jobs::KnownWorker;
 use crate::services::secrets::Vault;
@@ -54,6 +55,7 @@ struct Database {
 /// Runs until SIGTERM or SIGINT.
 pub(super) async fn run(args: ServeArgs) -> anyhow::Result<()> {
     let config = args.resolve()?;
+    super::config::check_allowed(&config.file)?;
     init_logs(&config);
     let stop = stop_signal()?;
     // The port is taken first: a second server on it must not even wake the database.
@@ -94,12 +96,13 @@ async fn serve(
 ) -> anyhow::Result<()> {
     let env = serde_json::to_value(&config.graph_env)?;
     let registry = registry(config);
+    let stored = StoredNames(registry.clone());
     let limits = ServiceLimits::default();
     let services = Services::with_nodes(
         database.pool.clone(),
         Arc::new(SystemClock),
         limits,
-        Arc::new(registry.clone()),
+        Arc::new(stored.clone()),
         env.clone(),
     );
     services.set_egress(Egress {
@@ -107,7 +110,9 @@ async fn serve(
         webhooks: Guard::new(super::config::check_allowed(&config.file)?),
     });
     services.check_secrets().await?;
-    let registry = registry.with_job(Job::new(services.clone()));
+    services.set_builtin(builtin::graphs(&stored)?);
+    let registry =
+        registry.with_job(Job::new(services.clone())).with_webhook(Webhook::new(services.clone()));
     services.register_graphs(load_graphs(config, &registry)?).await?;
     services.bootstrap_admin(&config.admin_token_file).await?;
     let driver = Arc::new(Driver::new(

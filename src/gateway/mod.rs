@@ -26,6 +26,7 @@ mod stateless;
 mod threads;
 mod view;
 mod wait;
+mod webhooks;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -156,6 +157,7 @@ fn routes(gateway: &Gateway) -> OpenApiRouter<Gateway> {
         .merge(stateless::routes())
         .merge(access::routes())
         .merge(secrets::routes())
+        .merge(webhooks::routes())
         .merge(meta::private_routes(gateway.config().public_metrics))
         .route_layer(from_fn_with_state(gateway.clone(), edge::bound_time));
     let long = OpenApiRouter::new().merge(runs::long_routes()).merge(stateless::long_routes());

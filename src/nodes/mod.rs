@@ -2,9 +2,11 @@
 //!
 //! **Invariant:** a node holds services, never a database handle; what it does is one service call.
 
+pub mod builtin;
 pub mod job;
 #[cfg(debug_assertions)]
 pub mod testing;
+pub mod webhook;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,6 +20,7 @@ use crate::graph::model::{Effect, Node as NodeSpec, NodeKind};
 pub struct Registry {
     named: BTreeMap<String, Arc<dyn Node>>,
     job: Option<Arc<dyn Node>>,
+    webhook: Option<Arc<dyn Node>>,
 }
 
 impl std::fmt::Debug for Registry {
@@ -25,6 +28,7 @@ impl std::fmt::Debug for Registry {
         f.debug_struct("Registry")
             .field("named", &self.named.keys())
             .field("job", &self.job.is_some())
+            .field("webhook", &self.webhook.is_some())
             .finish()
     }
 }
@@ -43,11 +47,19 @@ impl Registry {
         self.job = Some(Arc::new(node));
         self
     }
+
+    /// Adds the code that the built-in graph of webhooks names; files of users cannot name it.
+    #[must_use]
+    pub fn with_webhook(mut self, node: impl Node + 'static) -> Self {
+        self.webhook = Some(Arc::new(node));
+        self
+    }
 }
 
 impl NodeSource for Registry {
     fn find(&self, node: &NodeSpec) -> Option<Arc<dyn Node>> {
         match &node.kind {
+            NodeKind::Use { name, .. } if name == webhook::WEBHOOK => self.webhook.clone(),
             NodeKind::Use { name, .. } => self.named.get(name).cloned(),
             NodeKind::Job(_) => self.job.clone(),
             NodeKind::Set | NodeKind::Interrupt(_) | NodeKind::Wait(_) | NodeKind::Graph { .. } => {
@@ -64,5 +76,21 @@ impl NodeNames for Registry {
 
     fn effect(&self, name: &str) -> Option<Effect> {
         self.named.get(name).map(|node| node.effect())
+    }
+}
+
+/// What stored graphs may name: the registered nodes, and those of the built-in graphs.
+#[derive(Debug, Clone)]
+pub struct StoredNames(pub Registry);
+
+impl NodeNames for StoredNames {
+    fn names(&self) -> Vec<String> {
+        let mut names = self.0.names();
+        names.push(webhook::WEBHOOK.to_owned());
+        names
+    }
+
+    fn effect(&self, name: &str) -> Option<Effect> {
+        if name == webhook::WEBHOOK { Some(webhook::EFFECT) } else { self.0.effect(name) }
     }
 }

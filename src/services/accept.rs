@@ -100,6 +100,7 @@ impl Services {
                 active: placed.active,
                 seq: placed.position.map_or(-1, |position| position.seq),
                 branch: placed.branch,
+                webhook: accepted.request.webhook.as_deref(),
             },
         )
         .await?;
@@ -161,6 +162,9 @@ impl Services {
         let resolved = self.resolve_assistant(actor, &request.assistant).await?;
         let graph = &resolved.graph;
         self.check_metadata(&request.metadata)?;
+        if let Some(webhook) = &request.webhook {
+            self.check_webhook(webhook)?;
+        }
         let order = self.order(graph, &request)?;
         let resume = request.command.as_ref().and_then(|command| command.resume.clone());
         if stateless && order.input.is_none() {
@@ -600,6 +604,7 @@ fn kwargs(request: &CreateRun, config: &Object, context: &Value) -> Value {
         "subgraphs": request.stream_subgraphs,
         "resumable": request.stream_resumable,
         "durability": request.durability,
+        "webhook": request.webhook,
     })
 }
 

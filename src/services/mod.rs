@@ -21,6 +21,7 @@ pub mod secrets;
 pub mod state;
 pub mod stream;
 pub mod threads;
+pub mod webhooks;
 
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
@@ -53,6 +54,8 @@ struct Inner {
     env: Value,
     workers: jobs::Workers,
     egress: OnceLock<Egress>,
+    webhook_client: OnceLock<reqwest::Client>,
+    builtin: OnceLock<GraphCatalog>,
 }
 
 /// What operations need to reach other machines: the keys of the store of secrets, and where they may connect.
@@ -130,6 +133,8 @@ impl Services {
             env,
             workers: jobs::Workers::default(),
             egress: OnceLock::new(),
+            webhook_client: OnceLock::new(),
+            builtin: OnceLock::new(),
         }))
     }
 
@@ -145,6 +150,26 @@ impl Services {
         if self.0.egress.set(egress).is_err() {
             tracing::warn!("egress was set before: the first setting stays");
         }
+    }
+
+    /// Gives the operations the graphs that the server runs for itself, once; [`Services::register_graphs`] stores
+    /// them. Users cannot see or start them.
+    pub fn set_builtin(&self, graphs: GraphCatalog) {
+        for graph in graphs.iter() {
+            self.0.versions.keep(graph);
+        }
+        if self.0.builtin.set(graphs).is_err() {
+            tracing::warn!("the built-in graphs were set before: the first ones stay");
+        }
+    }
+
+    fn builtin(&self) -> Option<&GraphCatalog> {
+        self.0.builtin.get()
+    }
+
+    /// Whether runs may name a webhook: the graph that delivers is there.
+    fn tells_ends(&self) -> bool {
+        self.builtin().is_some_and(|graphs| graphs.get("webhook").is_some())
     }
 
     fn egress(&self) -> &Egress {

@@ -16,6 +16,7 @@ use super::api::{Actor, instant, optional_instant};
 use super::error::ServiceError;
 use crate::config::values::{SecretSource, environment_secret};
 use crate::egress::vault::{KeyId, KeyRing, Place, Sealed, VaultError};
+use crate::ids::UserId;
 use crate::store::secrets::{self as store, SecretInfo, SecretRow};
 use crate::store::{StoreError, crash};
 
@@ -127,7 +128,7 @@ impl Services {
                 "the secret has {size} bytes; at most {MAX_VALUE_BYTES} are stored"
             )));
         }
-        self.put_secret(actor, name, value).await?;
+        self.put_secret(actor.user_id, name, value).await?;
         tracing::info!(secret = name, by = %actor.name, "the secret `{name}` was set");
         self.get_secret(actor, name).await
     }
@@ -135,11 +136,10 @@ impl Services {
     /// Stores a value under a name that was checked, whoever asks.
     pub(super) async fn put_secret(
         &self,
-        actor: &Actor,
+        owner: UserId,
         name: &str,
         value: &SecretString,
     ) -> Result<(), ServiceError> {
-        let ring = self.ring().map_err(closed)?;
         let mut db = self.pool().acquire().await?;
         for _ in 0..TRIES {
             let before = store::find(&mut db, name).await?.map(|row| row.version);
@@ -149,9 +149,8 @@ impl Services {
                 )));
             }
             let version = before.unwrap_or(0) + 1;
-            let Sealed { key_id, wrapped, sealed } = ring.seal(Place { name, version }, value);
-            let row = SecretRow { name: name.to_owned(), version, key_id, wrapped, sealed };
-            let put = store::put(&mut db, &row, actor.user_id, self.clock().now());
+            let row = self.sealed(name, version, value).map_err(closed)?;
+            let put = store::put(&mut db, &row, owner, self.clock().now());
             if crash::around("secret set", put).await? {
                 return Ok(());
             }
@@ -159,6 +158,17 @@ impl Services {
         Err(ServiceError::Conflict(format!(
             "the secret `{name}` was set by somebody else at the same time: try again"
         )))
+    }
+
+    /// A version of a secret as it is stored; the reason when there is no master key.
+    pub(super) fn sealed(
+        &self,
+        name: &str,
+        version: i32,
+        value: &SecretString,
+    ) -> Result<SecretRow, String> {
+        let Sealed { key_id, wrapped, sealed } = self.ring()?.seal(Place { name, version }, value);
+        Ok(SecretRow { name: name.to_owned(), version, key_id, wrapped, sealed })
     }
 
     /// What may be told of a secret. Only an admin may ask.

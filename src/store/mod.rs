@@ -26,6 +26,7 @@ pub mod status;
 pub mod stream_events;
 pub mod threads;
 pub mod transaction;
+pub mod webhooks;
 
 /// Why a statement did not do what it was for.
 #[derive(Debug, thiserror::Error)]

@@ -30,4 +30,5 @@ mod secrets;
 mod support;
 mod threads;
 mod versions;
+mod webhooks;
 mod worker;
