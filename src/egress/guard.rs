@@ -169,7 +169,6 @@ impl Guard {
     }
 
     /// A client with these bounds, to be built as it is or with more settings.
-    #[must_use]
     pub fn builder(&self, bounds: &Bounds) -> reqwest::ClientBuilder {
         let mut builder = reqwest::Client::builder()
             .no_proxy()
@@ -260,12 +259,13 @@ pub async fn read_limited(
 fn explain(host: &str, err: &reqwest::Error) -> EgressError {
     let host = host.to_owned();
     let mut cause: Option<&(dyn Error + 'static)> = Some(err);
-    let mut reason = String::new();
+    let mut reason = "the request failed".to_owned();
     while let Some(at) = cause {
         if let Some(refusal) = at.downcast_ref::<Refusal>() {
             return EgressError::Refused(refusal.clone());
         }
-        if at.source().is_none() {
+        // Of the library's own errors the text names the URL.
+        if !at.is::<reqwest::Error>() && at.source().is_none() {
             reason = at.to_string();
         }
         cause = at.source();

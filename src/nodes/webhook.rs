@@ -17,6 +17,8 @@ pub const WEBHOOK: &str = "cynai/webhook";
 pub(super) const EFFECT: Effect = Effect::Idempotent;
 /// When this server could not even try.
 const LATER: Duration = Duration::from_secs(30);
+/// When others are before it.
+const SOON: Duration = Duration::from_secs(2);
 
 /// The code of the node.
 #[derive(Debug, Clone)]
@@ -53,6 +55,9 @@ impl Node for Webhook {
                 }
                 Err(DeliveryError::NotNow(message)) => {
                     Err(NodeError::NotStarted { message, after: LATER })
+                }
+                Err(DeliveryError::Busy(message)) => {
+                    Err(NodeError::NotStarted { message: message.to_owned(), after: SOON })
                 }
             }
         }

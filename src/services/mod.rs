@@ -55,6 +55,7 @@ struct Inner {
     workers: jobs::Workers,
     egress: OnceLock<Egress>,
     webhook_client: OnceLock<reqwest::Client>,
+    webhook_lanes: webhooks::Lanes,
     builtin: OnceLock<GraphCatalog>,
 }
 
@@ -134,6 +135,7 @@ impl Services {
             workers: jobs::Workers::default(),
             egress: OnceLock::new(),
             webhook_client: OnceLock::new(),
+            webhook_lanes: webhooks::Lanes::default(),
             builtin: OnceLock::new(),
         }))
     }

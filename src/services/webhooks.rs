@@ -4,6 +4,8 @@
 //! A receiver verifies the signature with the owner's key, which is made at first use and shown when its owner
 //! makes a new one: as with tokens, that is the only time.
 
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
@@ -31,6 +33,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Counts what became of attempts.
 const DELIVERIES: &str = "cynai_webhook_attempts_total";
 
+/// Attempts of this process under way at once. Each holds a place among the runs in memory as long as its receiver
+/// is silent: the rest of the places are for runs that work.
+const UNDER_WAY: usize = 32;
+/// Of these, attempts at one receiver, so that one that is silent leaves room for the others.
+const UNDER_WAY_TO_ONE: usize = 8;
+
 /// What a delivery says, as the store wrote it.
 #[derive(Deserialize)]
 struct Delivery {
@@ -51,6 +59,50 @@ pub enum DeliveryError {
     /// This server cannot try now; nothing was sent.
     #[error("{0}")]
     NotNow(String),
+    /// As many attempts are under way as may be; nothing was sent.
+    #[error("{0}")]
+    Busy(&'static str),
+}
+
+/// Counts attempts under way, by receiver.
+#[derive(Debug, Default)]
+pub(super) struct Lanes(Mutex<HashMap<String, usize>>);
+
+/// One attempt under way, until dropped.
+struct Lane<'a> {
+    lanes: &'a Lanes,
+    receiver: String,
+}
+
+impl Lanes {
+    fn enter(&self, url: &Url) -> Result<Lane<'_>, DeliveryError> {
+        let port = url.port_or_known_default().unwrap_or_default();
+        let receiver = format!("{}:{port}", url.host_str().unwrap_or_default());
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if counts.values().sum::<usize>() >= UNDER_WAY {
+            return Err(DeliveryError::Busy("as many deliveries are under way as may be"));
+        }
+        let count = counts.entry(receiver.clone()).or_default();
+        if *count >= UNDER_WAY_TO_ONE {
+            return Err(DeliveryError::Busy(
+                "as many deliveries to this receiver are under way as may be",
+            ));
+        }
+        *count += 1;
+        Ok(Lane { lanes: self, receiver })
+    }
+}
+
+impl Drop for Lane<'_> {
+    fn drop(&mut self) {
+        let mut counts = self.lanes.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.receiver) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.receiver);
+            }
+        }
+    }
 }
 
 /// A key that verifies webhooks. It is shown this once.
@@ -111,12 +163,14 @@ impl Services {
         let url = Url::parse(&delivery.url)
             .map_err(|_| DeliveryError::Refused("the URL cannot be read".to_owned()))?;
         let host = url.host_str().unwrap_or_default().to_owned();
+        let lane = self.0.webhook_lanes.enter(&url)?;
         let result = self.attempt(&run, url, delivery).await;
+        drop(lane);
         let outcome = match &result {
             Ok(_) => "delivered",
             Err(DeliveryError::Refused(_)) => "refused",
             Err(DeliveryError::Failed(_)) => "failed",
-            Err(DeliveryError::NotNow(_)) => "not_started",
+            Err(DeliveryError::NotNow(_) | DeliveryError::Busy(_)) => "not_started",
         };
         metrics::counter!(DELIVERIES, "outcome" => outcome).increment(1);
         if let Err(err) = &result {

@@ -16,6 +16,7 @@ use reqwest::Method;
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use sqlx::PgPool;
+use tokio::task::JoinSet;
 
 use crate::support::server::{Site, Start, until};
 use crate::support::{Answer, TestSystem};
@@ -210,10 +211,11 @@ async fn a_rotation_that_is_killed_in_the_middle_is_taken_up_again(pool: PgPool)
     let frozen = Start { freeze_at: Some(("secrets rotated", 2)), ..Start::default() };
     server = site.start(&frozen).await;
     let client = server.client();
-    let rotating = tokio::spawn(async move { client.post("/v1/secrets/rotate", &json!({})).await });
+    let rotate = async move { client.post("/v1/secrets/rotate", &json!({})).await };
+    let mut rotating = JoinSet::from_iter([rotate]);
     until("the server stands still", async || server.is_frozen().then_some(())).await;
     server.kill();
-    assert!(rotating.await.unwrap().is_err());
+    assert!(rotating.join_next().await.unwrap().unwrap().is_err());
     let under = async |key: &str| -> i64 {
         sqlx::query_scalar("select count(*) from secrets where key_id = $1")
             .bind(key.to_owned())
