@@ -118,10 +118,16 @@ impl ConfigFile {
         let read = serde_saphyr::from_str_with_options::<Option<Self>>(text, options());
         let config =
             read.map_err(|err| wrong(place(&err), explain(&err, text)))?.unwrap_or_default();
-        let checked = config.webhooks.check().and_then(|()| config.retention.check());
-        checked
-            .map_err(|(field, problem)| wrong(find(text, field), format!("`{field}` {problem}")))?;
+        config.check().map_err(|(field, problem)| {
+            wrong(find(text, &field), format!("`{field}` {problem}"))
+        })?;
         Ok(config)
+    }
+
+    /// What serde cannot tell: the field's path and what is wrong, of the first section that cannot be used.
+    fn check(&self) -> Result<(), (String, String)> {
+        self.webhooks.check()?;
+        self.retention.check()
     }
 }
 

@@ -49,10 +49,10 @@ const MAX_ALLOWED: usize = 1000;
 
 impl WebhooksConfig {
     /// What is wrong, and where, in the words of the file.
-    pub(super) fn check(&self) -> Result<(), (&'static str, String)> {
+    pub(super) fn check(&self) -> Result<(), (String, String)> {
         if self.allow.len() > MAX_ALLOWED {
             let problem = format!("{} entries; at most {MAX_ALLOWED} are read", self.allow.len());
-            return Err(("webhooks.allow", problem));
+            return Err(("webhooks.allow".to_owned(), problem));
         }
         Ok(())
     }
@@ -60,10 +60,10 @@ impl WebhooksConfig {
 
 impl RetentionConfig {
     /// What is wrong, and where, in the words of the file.
-    pub(super) fn check(&self) -> Result<(), (&'static str, String)> {
+    pub(super) fn check(&self) -> Result<(), (String, String)> {
         if self.keep_last == Some(0) {
             let problem = "must be 1 or more; leave it out to keep all checkpoints";
-            return Err(("retention.keep_last", problem.to_owned()));
+            return Err(("retention.keep_last".to_owned(), problem.to_owned()));
         }
         for (field, value) in [
             ("retention.max_age", self.max_age),
@@ -71,7 +71,7 @@ impl RetentionConfig {
             ("retention.temporary_threads", self.temporary_threads),
         ] {
             if value.is_some_and(|value| value < Duration::from_secs(1) || value > LONGEST) {
-                return Err((field, "must be 1s to 100 years".to_owned()));
+                return Err((field.to_owned(), "must be 1s to 100 years".to_owned()));
             }
         }
         Ok(())

@@ -15,7 +15,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use reqwest::redirect::{Attempt, Policy};
+use reqwest::redirect::Policy;
 use url::Url;
 
 use super::address::{Allowed, Refusal};
@@ -199,23 +199,25 @@ impl Guard {
             return Policy::none();
         }
         let allowed = Arc::clone(&self.allowed);
-        Policy::custom(move |attempt| match check_hop(&allowed, &attempt) {
-            Ok(()) => attempt.follow(),
-            Err(refusal) => attempt.error(refusal),
+        Policy::custom(move |attempt| {
+            match check_hop(&allowed, attempt.previous(), attempt.url()) {
+                Ok(()) => attempt.follow(),
+                Err(refusal) => attempt.error(refusal),
+            }
         })
     }
 }
 
-fn check_hop(allowed: &Allowed, attempt: &Attempt<'_>) -> Result<(), Refusal> {
-    // The first of them is where the request began.
-    if attempt.previous().len() > MAX_REDIRECTS {
+/// Checks a redirect; `previous` is where the request has been, its beginning first.
+fn check_hop(allowed: &Allowed, previous: &[Url], next: &Url) -> Result<(), Refusal> {
+    if previous.len() > MAX_REDIRECTS {
         return Err(Refusal::TooManyRedirects(MAX_REDIRECTS));
     }
-    let last = attempt.previous().last();
-    if last.is_some_and(|last| last.scheme() == "https") && attempt.url().scheme() != "https" {
+    let secure = previous.last().is_some_and(|last| last.scheme() == "https");
+    if secure && next.scheme() != "https" {
         return Err(Refusal::Downgrade);
     }
-    allowed.check_url(attempt.url())
+    allowed.check_url(next)
 }
 
 /// Sends a request that was made with a client of `guard`.
@@ -304,5 +306,22 @@ impl Resolve for Resolver {
             }
         }
         .boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_redirect_may_become_secure_and_never_the_reverse() {
+        let check = |from: &str, to: &str| {
+            check_hop(&Allowed::default(), &[from.parse().unwrap()], &to.parse().unwrap())
+        };
+        assert_eq!(check("http://a.example/", "https://b.example/"), Ok(()));
+        assert_eq!(check("https://a.example/", "https://b.example/"), Ok(()));
+        assert_eq!(check("https://a.example/", "http://a.example/"), Err(Refusal::Downgrade));
+        assert!(check("http://a.example/", "gopher://b.example/").is_err());
+        assert!(check("http://a.example/", "http://[::1]/").is_err());
     }
 }

@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::graph::exec::{Activation, Node, NodeError, Outcome};
 use crate::graph::model::{Effect, NodeKind};
 use crate::services::Services;
-use crate::services::webhooks::DeliveryError;
+use crate::services::webhooks::{Attempt, DeliveryError};
 
 /// The name in the built-in graph. It is stored with runs: it must stay stable.
 pub const WEBHOOK: &str = "cynai/webhook";
@@ -44,8 +44,9 @@ impl Node for Webhook {
                 return Err(NodeError::fatal("internal", "not a `use` node"));
             };
             let delivery = activation.eval(with)?;
-            let (run, attempt) = (activation.run_id, activation.attempt);
-            match self.services.deliver_webhook(run, attempt, delivery).await {
+            let most = activation.node.retry.as_ref().map_or(1, |retry| retry.attempts);
+            let attempt = Attempt { number: activation.attempt, last: activation.attempt >= most };
+            match self.services.deliver_webhook(activation.run_id, attempt, delivery).await {
                 Ok(status) => Ok(Outcome::output(json!({ "status": status }))),
                 Err(DeliveryError::Refused(message)) => {
                     Err(NodeError::fatal("webhook_refused", message))

@@ -64,6 +64,15 @@ pub enum DeliveryError {
     Busy(&'static str),
 }
 
+/// Which attempt this is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attempt {
+    /// Counted from 1.
+    pub number: u32,
+    /// Whether none follows a failure.
+    pub last: bool,
+}
+
 /// Counts attempts under way, by receiver.
 #[derive(Debug, Default)]
 pub(super) struct Lanes(Mutex<HashMap<String, usize>>);
@@ -147,7 +156,7 @@ impl Services {
     pub async fn deliver_webhook(
         &self,
         delivering: RunId,
-        attempt: u32,
+        attempt: Attempt,
         delivery: Value,
     ) -> Result<u16, DeliveryError> {
         let mut db = self.pool().acquire().await.map_err(not_now)?;
@@ -174,12 +183,27 @@ impl Services {
         };
         metrics::counter!(DELIVERIES, "outcome" => outcome).increment(1);
         if let Err(err) = &result {
-            tracing::warn!(
-                run.id = run,
-                host,
-                attempt,
-                "the end of run {run} was not told to {host}: {err}"
-            );
+            let number = attempt.number;
+            let last = match err {
+                DeliveryError::Refused(_) => true,
+                DeliveryError::Failed(_) => attempt.last,
+                DeliveryError::NotNow(_) | DeliveryError::Busy(_) => false,
+            };
+            if last {
+                tracing::error!(
+                    run.id = run,
+                    host,
+                    attempt = number,
+                    "the end of run {run} is not told to {host}, for good: {err}"
+                );
+            } else {
+                tracing::warn!(
+                    run.id = run,
+                    host,
+                    attempt = number,
+                    "the end of run {run} was not told to {host} yet: {err}"
+                );
+            }
         }
         result
     }

@@ -18,7 +18,7 @@ use cynai::ids::RunId;
 use cynai::nodes::{Registry, StoredNames, builtin};
 use cynai::services::Egress;
 use cynai::services::secrets::Vault;
-use cynai::services::webhooks::DeliveryError;
+use cynai::services::webhooks::{Attempt, DeliveryError};
 use cynai::store::webhooks::SYSTEM_USER;
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -411,7 +411,8 @@ async fn delivering(pool: PgPool) -> (TestSystem, RunId) {
 async fn deliver(system: &TestSystem, run: RunId, url: &str) -> Result<u16, DeliveryError> {
     let owner = system.services.authenticate(&system.token).await.unwrap().user_id;
     let delivery = json!({ "url": url, "owner": owner, "run": { "run_id": Uuid::now_v7() } });
-    system.services.deliver_webhook(run, 1, delivery).await
+    let attempt = Attempt { number: 1, last: false };
+    system.services.deliver_webhook(run, attempt, delivery).await
 }
 
 #[sqlx::test]
