@@ -247,6 +247,7 @@ mod tests {
     fn sections_are_read_and_may_be_left_out() {
         assert_eq!(parse("").unwrap(), ConfigFile::default());
         assert_eq!(parse("# nothing\n").unwrap(), ConfigFile::default());
+        assert_eq!(parse("webhooks:\nretention:\n").unwrap(), ConfigFile::default());
         let text = "webhooks:\n  allow: [10.0.0.0/8, hooks.internal]\nretention:\n  keep_last: 100\n  max_age: 30d\n";
         let config = parse(text).unwrap();
         assert_eq!(config.webhooks.allow, ["10.0.0.0/8", "hooks.internal"]);
