@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde_saphyr::{Error as YamlError, Options};
 
 use super::sections::{RetentionConfig, SecretsConfig, WebhooksConfig};
+use super::values::section;
 
 /// The name of the file in the data directory that is read when no other is named.
 pub const USUAL_NAME: &str = "cynai.yaml";
@@ -27,10 +28,13 @@ const MAX_DEPTH: usize = 64;
 #[serde(deny_unknown_fields, default)]
 pub struct ConfigFile {
     /// What webhooks may reach.
+    #[serde(deserialize_with = "section")]
     pub webhooks: WebhooksConfig,
     /// Where the keys are that seal the store of secrets.
+    #[serde(deserialize_with = "section")]
     pub secrets: SecretsConfig,
     /// How long things are kept.
+    #[serde(deserialize_with = "section")]
     pub retention: RetentionConfig,
 }
 
@@ -169,7 +173,8 @@ fn explain(err: &YamlError, text: &str) -> String {
             if quotes_a_value(message, text) {
                 return "this cannot be read as a value of this kind".to_owned();
             }
-            message.to_owned()
+            // The place is told already.
+            message.split(" at line ").next().unwrap_or(message).to_owned()
         }
     }
 }

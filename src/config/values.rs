@@ -96,6 +96,16 @@ pub fn environment_secret(name: &str) -> Option<SecretString> {
     (!value.is_empty()).then(|| SecretString::from(value))
 }
 
+/// Reads a section; one of which only the key is written has its defaults.
+///
+/// # Errors
+/// It is not what the section holds.
+pub fn section<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
+    from: D,
+) -> Result<T, D::Error> {
+    Ok(Option::<T>::deserialize(from)?.unwrap_or_default())
+}
+
 /// Durations as people write them: `10s`, `5m`, `7d`.
 pub mod duration {
     use std::time::Duration;
