@@ -9,6 +9,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod driver;
+pub mod egress;
 pub mod gateway;
 pub mod graph;
 pub mod ids;

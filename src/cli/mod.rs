@@ -6,15 +6,19 @@
 //! **Invariant:** only this folder prints.
 
 mod client;
+mod config;
 mod follow;
 mod graph;
+mod models;
 mod run;
 mod runs;
+mod secrets;
 mod serve;
 mod show;
 mod threads;
 mod token;
 mod tools;
+mod webhooks;
 mod worker;
 
 use std::process::ExitCode;
@@ -49,8 +53,16 @@ enum Command {
     Token(token::TokenArgs),
     /// List, approve and call the tools of MCP servers.
     Tools(tools::ToolsArgs),
+    /// List the endpoints of models.
+    Models(models::ModelsArgs),
+    /// Set, list, delete and rotate secrets.
+    Secrets(secrets::SecretsArgs),
+    /// Make the key that verifies webhooks.
+    Webhooks(webhooks::WebhooksArgs),
     /// Run the server: REST API, driver and, unless told otherwise, a private database and a local worker.
     Serve(Box<crate::config::ServeArgs>),
+    /// Check the server's configuration file.
+    Config(config::ConfigArgs),
     /// Check, draw and describe graph files.
     Graph(graph::GraphArgs),
     /// Run the agent of a worker machine: accepts jobs and runs them in sandboxes.
@@ -74,7 +86,11 @@ pub fn main() -> ExitCode {
             Command::Threads(args) => threads::run(args).await,
             Command::Token(args) => token::run(args).await,
             Command::Tools(args) => tools::run(args).await,
+            Command::Models(args) => models::run(args).await,
+            Command::Secrets(args) => secrets::run(args).await,
+            Command::Webhooks(args) => webhooks::run(args).await,
             Command::Serve(args) => serve::run(*args).await,
+            Command::Config(args) => config::run(&args),
             Command::Graph(args) => graph::run(args),
             Command::Worker(args) => worker::run(args).await,
         }

@@ -15,25 +15,33 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::SystemClock;
-use crate::config::tools::{ToolServers, ToolsConfig};
+use crate::config::sections::RetentionConfig;
+use crate::config::tools::ToolsConfig;
 use crate::config::{
     ConfigError, DatabaseConfig, LocalWorkerConfig, LogFormat, ServeArgs, ServeConfig,
 };
 use crate::driver::instance::Instance;
 use crate::driver::{Driver, DriverConfig};
+use crate::egress::guard::Guard;
+use crate::egress::keyfile;
 use crate::gateway::origin::OriginPolicy;
 use crate::gateway::{self, Gateway, GatewayConfig, ReadyCheck};
 use crate::graph::check::render;
 use crate::graph::load::load_paths;
-use crate::nodes::Registry;
+use crate::models::Models;
 use crate::nodes::job::Job;
+use crate::nodes::model::Model;
+use crate::nodes::tool::Tool;
+use crate::nodes::webhook::Webhook;
+use crate::nodes::{Registry, StoredNames, builtin};
 use crate::services::catalog::GraphCatalog;
 use crate::services::jobs::KnownWorker;
-use crate::services::{ServiceLimits, Services};
+use crate::services::secrets::Vault;
+use crate::services::{Egress, ServiceLimits, Services};
 use crate::store::connect;
 use crate::store::embedded::{BinarySearch, Embedded, EmbeddedConfig};
+use crate::store::retention::Retention;
 use crate::tools::Tools;
-use crate::tools::keys::TextsOnly;
 use crate::worker::client::WorkerClient;
 use crate::worker::config::{Token, WorkerConfig};
 use crate::worker::local::LocalWorker;
@@ -52,6 +60,7 @@ struct Database {
 /// Runs until SIGTERM or SIGINT.
 pub(super) async fn run(args: ServeArgs) -> anyhow::Result<()> {
     let config = args.resolve()?;
+    super::config::check_allowed(&config.file)?;
     init_logs(&config);
     let stop = stop_signal()?;
     // The port is taken first: a second server on it must not even wake the database.
@@ -92,19 +101,31 @@ async fn serve(
 ) -> anyhow::Result<()> {
     let env = serde_json::to_value(&config.graph_env)?;
     let registry = registry(config);
+    let stored = StoredNames(registry.clone());
     let limits = ServiceLimits::default();
     let services = Services::with_nodes(
         database.pool.clone(),
         Arc::new(SystemClock),
         limits,
-        Arc::new(registry.clone()),
+        Arc::new(stored.clone()),
         env.clone(),
     );
-    // The servers of tools that the configuration names, and what reads their values.
-    let (tool_servers, keys) = (ToolServers::default(), Arc::new(TextsOnly));
-    let tools = Tools::new(ToolsConfig::new(tool_servers, config.data_dir.join("tools")), keys);
+    services.set_egress(Egress {
+        vault: open_vault(config),
+        webhooks: Guard::new(super::config::check_allowed(&config.file)?),
+    });
+    services.check_secrets().await?;
+    services.set_builtin(builtin::graphs(&stored)?);
+    let tools = ToolsConfig::new(config.file.mcp_servers.clone(), config.data_dir.join("tools"));
+    let tools = Tools::new(tools, Arc::new(services.keys()));
     services.set_tools(tools.clone());
-    let registry = registry.with_job(Job::new(services.clone()));
+    let models = config.file.models.clone();
+    services.set_models(Models::new(models, Arc::new(services.keys()), Arc::new(SystemClock))?);
+    let registry = registry
+        .with_job(Job::new(services.clone()))
+        .with_webhook(Webhook::new(services.clone()))
+        .with_model(Model::new(services.clone()))
+        .with_tool(Tool::new(services.clone()));
     services.register_graphs(load_graphs(config, &registry)?).await?;
     services.bootstrap_admin(&config.admin_token_file).await?;
     let driver = Arc::new(Driver::new(
@@ -120,6 +141,7 @@ async fn serve(
             lease: config.lease,
             capacity: config.driver_capacity,
             env,
+            retention: retention(&config.file.retention),
             ..DriverConfig::default()
         },
     ));
@@ -152,6 +174,24 @@ async fn serve(
     tokio::time::sleep(Duration::from_millis(20)).await;
     background.shutdown().await;
     served.context("the server ended")
+}
+
+/// The keys of the store of secrets. Without them the server starts all the same, and says so.
+fn open_vault(config: &ServeConfig) -> Vault {
+    match keyfile::load(&config.master_keys) {
+        Ok(ring) => Vault::Open(Arc::new(ring)),
+        Err(err) => Vault::Closed(format!("{:#}", anyhow::Error::new(err))),
+    }
+}
+
+fn retention(config: &RetentionConfig) -> Retention {
+    let usual = Retention::default();
+    Retention {
+        keep_last: config.keep_last,
+        max_age: config.max_age,
+        stream_rows: config.stream_rows.unwrap_or(usual.stream_rows),
+        temporary_threads: config.temporary_threads.unwrap_or(usual.temporary_threads),
+    }
 }
 
 /// The nodes that are there before the services are.

@@ -1,10 +1,14 @@
-//! Configuration of `cynai serve`: command line flags, their environment variables, and defaults.
+//! Configuration of `cynai serve`: command line flags, their environment variables, defaults, and a file.
 //!
 //! It is read once, here, checked as a whole, and handed down as values; nothing below looks at the
 //! environment again. A mistake is reported with the flag's name and the form that works.
 //!
 //! **Invariant:** no other file reads environment variables.
-//! **Invariant:** a database URL is never printed with its password, not even by `Debug`.
+//! **Invariant:** a database URL is never printed with its password, and a master key not at all, not even by `Debug`.
+
+pub mod file;
+pub mod sections;
+pub mod values;
 
 pub mod models;
 pub mod tools;
@@ -19,6 +23,9 @@ use std::time::Duration;
 use clap::builder::FalseyValueParser;
 use clap::{Args, ValueEnum};
 use nix::unistd::Uid;
+use secrecy::SecretString;
+
+use file::{ConfigFile, FileError};
 
 const DEFAULT_LISTEN: &str = "127.0.0.1:2024";
 const ROOT_DATA_DIR: &str = "/var/lib/cynai";
@@ -52,6 +59,10 @@ pub struct ServeArgs {
     /// Where data lies [default: /var/lib/cynai as root, else ~/.local/share/cynai].
     #[arg(long, env = "CYNAI_DATA_DIR", value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
+
+    /// The configuration file [default: cynai.yaml in the data directory, if there is one].
+    #[arg(long, env = "CYNAI_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
 
     /// A PostgreSQL to use instead of a private one.
     #[arg(long, env = "DATABASE_URL", value_name = "URL", hide_env_values = true)]
@@ -211,6 +222,9 @@ pub enum ConfigError {
         /// What is wrong and what to do.
         problem: String,
     },
+    /// The configuration file cannot be used.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// The address cannot be listened on.
     #[error("cannot listen on {listen}: {}", why_not_listening(.source))]
     Listen {
@@ -273,6 +287,17 @@ pub struct LocalWorkerConfig {
     pub images: BTreeMap<String, PathBuf>,
 }
 
+/// Where the keys are that seal the store of secrets.
+#[derive(Debug, Clone)]
+pub struct MasterKeys {
+    /// Keys from the environment, in base64, the newest first: they come before those of the file.
+    pub environment: Vec<SecretString>,
+    /// The file of keys.
+    pub file: PathBuf,
+    /// Whether the file is made when it is missing: it is in its usual place, and the environment has no key.
+    pub make: bool,
+}
+
 /// A checked configuration of `cynai serve`.
 #[derive(Debug, Clone)]
 pub struct ServeConfig {
@@ -282,6 +307,10 @@ pub struct ServeConfig {
     pub allowed_hosts: Vec<String>,
     /// Where data lies; absolute.
     pub data_dir: PathBuf,
+    /// What the configuration file says.
+    pub file: ConfigFile,
+    /// Where the keys are that seal the store of secrets.
+    pub master_keys: MasterKeys,
     /// The database.
     pub database: DatabaseConfig,
     /// Connections in the pool.
@@ -338,6 +367,10 @@ impl ServeArgs {
             mounts: directories("--mount", &self.mounts, &data_dir, environment)?,
             images: directories("--image", &self.images, &data_dir, environment)?,
         };
+        let file = match config_file(self.config.as_deref(), &data_dir, &environment.directory) {
+            Some(path) => ConfigFile::read(&path)?,
+            None => ConfigFile::default(),
+        };
         let admin_token_file =
             self.admin_token_file.as_ref().map(|file| environment.directory.join(file));
         Ok(ServeConfig {
@@ -345,6 +378,8 @@ impl ServeArgs {
             database: self.database(environment)?,
             graphs: self.graph_directories(environment)?,
             graph_env: graph_env(&self.graph_env, environment)?,
+            master_keys: master_keys(&file, &data_dir, environment),
+            file,
             admin_token_file: admin_token_file.unwrap_or_else(|| data_dir.join("admin-token")),
             data_dir,
             pool_size: self.pool_size,
@@ -410,6 +445,44 @@ impl ServeArgs {
         };
         limited("--graphs", self.graphs.len())?;
         self.graphs.iter().map(resolve).collect()
+    }
+}
+
+/// The configuration file that a server would read: the one that is named, or the usual one when there is one.
+fn config_file(named: Option<&Path>, data_dir: &Path, directory: &Path) -> Option<PathBuf> {
+    match named {
+        Some(path) => Some(directory.join(path)),
+        None => Some(data_dir.join(file::USUAL_NAME)).filter(|path| path.exists()),
+    }
+}
+
+/// The configuration file that `cynai serve` would read here when none is named.
+#[must_use]
+pub fn usual_config_file(data_dir: Option<&Path>) -> Option<PathBuf> {
+    let environment = Environment {
+        root: Uid::effective().is_root(),
+        directory: PathBuf::new(),
+        variable: &|name| std::env::var_os(name)?.into_string().ok(),
+    };
+    let usual = default_data_dir(&environment).ok();
+    Some(data_dir.map(Path::to_owned).or(usual)?.join(file::USUAL_NAME))
+}
+
+fn master_keys(file: &ConfigFile, data_dir: &Path, environment: &Environment<'_>) -> MasterKeys {
+    let keys =
+        ["CYNAI_MASTER_KEY", "CYNAI_OLD_MASTER_KEYS"].into_iter().filter_map(environment.variable);
+    let keys: Vec<SecretString> = keys
+        .flat_map(|keys| keys.split([',', ' ', '\n']).map(SecretString::from).collect::<Vec<_>>())
+        .filter(|key| !secrecy::ExposeSecret::expose_secret(key).is_empty())
+        .collect();
+    let named = file.secrets.master_key_file.as_ref();
+    MasterKeys {
+        make: keys.is_empty() && named.is_none(),
+        environment: keys,
+        file: match named {
+            Some(named) => environment.directory.join(named),
+            None => data_dir.join("master.key"),
+        },
     }
 }
 

@@ -120,7 +120,7 @@ fn every_flag_reaches_the_configuration() {
         .resolve(
             "--listen localhost:8080 --data-dir data --graphs flows --lease 2s --mount logs=logs \
              --image sandbox/tools=flows --env REGION --env MODE=fast --body-limit 64KiB \
-             --database-url postgres://cynai:secret@db/cynai --pool-size 200 --log-format json",
+             --database-url postgres://cynai:hunter2@db/cynai --pool-size 200 --log-format json",
         )
         .unwrap();
     assert_eq!(config.listen, "127.0.0.1:8080".parse().unwrap());
@@ -134,9 +134,42 @@ fn every_flag_reaches_the_configuration() {
     let DatabaseConfig::External { url, direct_url } = &config.database else {
         panic!("{:?}", config.database);
     };
-    assert_eq!((url.expose(), direct_url), ("postgres://cynai:secret@db/cynai", url));
+    assert_eq!((url.expose(), direct_url), ("postgres://cynai:hunter2@db/cynai", url));
     let printed = format!("{config:?}");
-    assert!(printed.contains("db/cynai") && !printed.contains("secret"), "{printed}");
+    assert!(printed.contains("db/cynai") && !printed.contains("hunter2"), "{printed}");
+}
+
+#[test]
+fn the_file_is_the_one_that_is_named_or_the_usual_one() {
+    let machine = Machine::new();
+    let keep = |flags: &str| machine.resolve(flags).map(|config| config.file.retention.keep_last);
+    assert_eq!(keep("--data-dir data"), Ok(None));
+    std::fs::write(machine.path("data/cynai.yaml"), "retention: {keep_last: 5}").unwrap();
+    std::fs::write(machine.path("other.yaml"), "retention: {keep_last: 7}").unwrap();
+    assert_eq!(keep("--data-dir data"), Ok(Some(5)));
+    assert_eq!(keep("--data-dir data --config other.yaml"), Ok(Some(7)));
+    assert!(keep("--config none.yaml").unwrap_err().contains("none.yaml cannot be read"));
+    std::fs::write(machine.path("other.yaml"), "retention: {keep_lats: 7}").unwrap();
+    let err = keep("--config other.yaml").unwrap_err();
+    assert!(err.contains("other.yaml:1:13") && err.contains("`keep_last`"), "{err}");
+}
+
+#[test]
+fn master_keys_come_from_the_environment_or_a_file_that_is_made() {
+    let mut machine = Machine::new();
+    let keys = machine.resolve("--data-dir data").unwrap().master_keys;
+    assert!(
+        keys.make && keys.environment.is_empty() && keys.file == machine.path("data/master.key")
+    );
+    machine.variables.push(("CYNAI_MASTER_KEY", "hunter2"));
+    machine.variables.push(("CYNAI_OLD_MASTER_KEYS", "hunter3,hunter4"));
+    let config = machine.resolve("--data-dir data").unwrap();
+    assert_eq!((config.master_keys.environment.len(), config.master_keys.make), (3, false));
+    assert!(!format!("{config:?}").contains("hunter"), "{config:?}");
+    machine.variables.truncate(2);
+    std::fs::write(machine.path("c.yaml"), "secrets: {master_key_file: keys}").unwrap();
+    let keys = machine.resolve("--config c.yaml").unwrap().master_keys;
+    assert_eq!((keys.file, keys.make), (machine.path("keys"), false));
 }
 
 #[test]

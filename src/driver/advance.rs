@@ -472,7 +472,7 @@ async fn end(
     }
     crash::commit(tx, "end").await?;
     shared.signals.run_ended(grant.run_id);
-    if ended.promoted.is_some() {
+    if ended.queues() {
         shared.signals.queued();
     }
     Ok(())

@@ -58,5 +58,9 @@ fn describe() {
     metrics::describe_counter!(REQUESTS, "HTTP requests by method, route and status");
     metrics::describe_histogram!(SECONDS, "Seconds from a request's head to its response's head");
     metrics::describe_gauge!(STREAMS, "Streams and waits that are open now");
+    metrics::describe_counter!(
+        "cynai_webhook_attempts_total",
+        "Attempts to tell the end of a run, by outcome"
+    );
     metrics::describe_counter!(PANICS, "Requests whose handler panicked");
 }

@@ -14,10 +14,12 @@ mod error;
 mod extract;
 mod meta;
 pub mod metrics;
+mod models;
 pub mod openapi;
 pub mod origin;
 mod run_request;
 mod runs;
+mod secrets;
 pub mod serve;
 mod sse;
 mod state;
@@ -26,6 +28,7 @@ mod threads;
 mod tools;
 mod view;
 mod wait;
+mod webhooks;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -156,12 +159,15 @@ fn routes(gateway: &Gateway) -> OpenApiRouter<Gateway> {
         .merge(stateless::routes())
         .merge(access::routes())
         .merge(tools::routes())
+        .merge(secrets::routes())
+        .merge(webhooks::routes())
         .merge(meta::private_routes(gateway.config().public_metrics))
         .route_layer(from_fn_with_state(gateway.clone(), edge::bound_time));
     let long = OpenApiRouter::new()
         .merge(runs::long_routes())
         .merge(stateless::long_routes())
-        .merge(tools::long_routes());
+        .merge(tools::long_routes())
+        .merge(models::long_routes());
     soon.merge(long)
         .route_layer(from_fn_with_state(gateway.clone(), auth::authenticate))
         .merge(meta::public_routes(gateway.config().public_metrics))

@@ -60,7 +60,7 @@ pub(super) struct RunRequest {
     interrupt_after: Option<OneOrMany>,
     /// Larger goes first among the owner's runs; -100 to 100.
     priority: Option<i32>,
-    /// Not available in this version.
+    /// An http or https URL that the end of the run is told to.
     webhook: Option<String>,
 }
 
@@ -102,12 +102,6 @@ pub(super) enum OneOrMany {
 impl RunRequest {
     /// What the service is asked for.
     pub(super) fn into_create(self) -> Result<CreateRun, ApiError> {
-        if self.webhook.is_some() {
-            return Err(ApiError::invalid_at(
-                "/webhook",
-                "webhooks are not available in this version",
-            ));
-        }
         let command = self.command.map(CommandRequest::into_command).transpose()?.flatten();
         if self.input.is_some() && command.is_some() {
             let message = "`input` and `command` exclude each other: send one of them";
@@ -140,6 +134,7 @@ impl RunRequest {
         create.interrupt_before = selection(self.interrupt_before);
         create.interrupt_after = selection(self.interrupt_after);
         create.priority = priority;
+        create.webhook = self.webhook.filter(|url| !url.is_empty());
         Ok(create)
     }
 }
@@ -297,7 +292,6 @@ mod tests {
         check_refused(json!({"command": {"goto": 1}}), "/command/goto");
         check_refused(json!({"command": {"update": [["x"]]}}), "/command/update");
         check_refused(json!({"stream_mode": "all"}), "/stream_mode");
-        check_refused(json!({"webhook": "http://x"}), "/webhook");
         check_refused(json!({"priority": 101}), "/priority");
     }
 

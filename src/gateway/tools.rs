@@ -92,5 +92,5 @@ async fn call_tool(
         idempotency_key: request.idempotency_key,
         timeout: request.timeout_seconds.map(Duration::from_secs),
     };
-    Ok(Json(gateway.services().call_tool(&actor, call, None).await?))
+    Ok(Json(gateway.services().call_tool(&actor.name, call, None).await?))
 }

@@ -97,6 +97,13 @@ impl Models {
     }
 }
 
+/// The JSON value in a text, when it fits the schema.
+#[must_use]
+pub fn parse_fitting(text: &str, schema: &Value) -> Option<Value> {
+    let validator = jsonschema::validator_for(schema).ok()?;
+    read(text).ok().filter(|value| validator.is_valid(value))
+}
+
 impl JsonForm<'_> {
     fn validator(&self, request: &ChatRequest) -> Result<jsonschema::Validator, ModelError> {
         if self.max_repairs > MAX_REPAIRS {

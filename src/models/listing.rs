@@ -21,7 +21,7 @@ const MAX_MODELS: usize = 1000;
 const MAX_NAME_BYTES: usize = 256;
 
 /// All that is configured, as it is now.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, utoipa::ToSchema)]
 pub struct Listing {
     /// By name.
     pub endpoints: Vec<EndpointStatus>,
@@ -30,19 +30,21 @@ pub struct Listing {
 }
 
 /// One endpoint as it is now.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
 pub struct EndpointStatus {
     /// As it is configured.
     pub name: String,
     /// Its address, without what is secret in it.
     pub url: String,
     /// Why it did not answer; none when it did.
+    #[schema(value_type = Option<String>)]
     pub failure: Option<FailureKind>,
     /// The same, for a person.
     pub problem: Option<String>,
     /// Its models' names, at most 1,000.
     pub models: Vec<String>,
     /// How long the answer took, in milliseconds.
+    #[schema(value_type = u64)]
     pub took_ms: u128,
 }
 

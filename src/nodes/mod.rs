@@ -2,9 +2,13 @@
 //!
 //! **Invariant:** a node holds services, never a database handle; what it does is one service call.
 
+pub mod builtin;
 pub mod job;
+pub mod model;
 #[cfg(debug_assertions)]
 pub mod testing;
+pub mod tool;
+pub mod webhook;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,6 +24,7 @@ pub struct Registry {
     job: Option<Arc<dyn Node>>,
     model: Option<Arc<dyn Node>>,
     tool: Option<Arc<dyn Node>>,
+    webhook: Option<Arc<dyn Node>>,
 }
 
 impl std::fmt::Debug for Registry {
@@ -27,6 +32,7 @@ impl std::fmt::Debug for Registry {
         f.debug_struct("Registry")
             .field("named", &self.named.keys())
             .field("job", &self.job.is_some())
+            .field("webhook", &self.webhook.is_some())
             .finish()
     }
 }
@@ -43,6 +49,13 @@ impl Registry {
     #[must_use]
     pub fn with_job(mut self, node: impl Node + 'static) -> Self {
         self.job = Some(Arc::new(node));
+        self
+    }
+
+    /// Adds the code that the built-in graph of webhooks names; files of users cannot name it.
+    #[must_use]
+    pub fn with_webhook(mut self, node: impl Node + 'static) -> Self {
+        self.webhook = Some(Arc::new(node));
         self
     }
 }
@@ -66,6 +79,7 @@ impl Registry {
 impl NodeSource for Registry {
     fn find(&self, node: &NodeSpec) -> Option<Arc<dyn Node>> {
         match &node.kind {
+            NodeKind::Use { name, .. } if name == webhook::WEBHOOK => self.webhook.clone(),
             NodeKind::Use { name, .. } => self.named.get(name).cloned(),
             NodeKind::Job(_) => self.job.clone(),
             NodeKind::Model(_) => self.model.clone(),
@@ -84,5 +98,21 @@ impl NodeNames for Registry {
 
     fn effect(&self, name: &str) -> Option<Effect> {
         self.named.get(name).map(|node| node.effect())
+    }
+}
+
+/// What stored graphs may name: the registered nodes, and those of the built-in graphs.
+#[derive(Debug, Clone)]
+pub struct StoredNames(pub Registry);
+
+impl NodeNames for StoredNames {
+    fn names(&self) -> Vec<String> {
+        let mut names = self.0.names();
+        names.push(webhook::WEBHOOK.to_owned());
+        names
+    }
+
+    fn effect(&self, name: &str) -> Option<Effect> {
+        if name == webhook::WEBHOOK { Some(webhook::EFFECT) } else { self.0.effect(name) }
     }
 }

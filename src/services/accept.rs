@@ -100,6 +100,7 @@ impl Services {
                 active: placed.active,
                 seq: placed.position.map_or(-1, |position| position.seq),
                 branch: placed.branch,
+                webhook: accepted.request.webhook.as_deref(),
             },
         )
         .await?;
@@ -161,6 +162,9 @@ impl Services {
         let resolved = self.resolve_assistant(actor, &request.assistant).await?;
         let graph = &resolved.graph;
         self.check_metadata(&request.metadata)?;
+        if let Some(webhook) = &request.webhook {
+            self.check_webhook(webhook)?;
+        }
         let order = self.order(graph, &request)?;
         let resume = request.command.as_ref().and_then(|command| command.resume.clone());
         if stateless && order.input.is_none() {
@@ -207,6 +211,10 @@ impl Services {
                 .iter()
                 .any(|mode| matches!(mode, StreamMode::Tasks | StreamMode::Debug)),
             stream_custom: request.stream_modes.contains(&StreamMode::Custom),
+            stream_messages: request
+                .stream_modes
+                .iter()
+                .any(|mode| matches!(mode, StreamMode::Messages | StreamMode::MessagesTuple)),
             stream_subgraphs: request.stream_subgraphs,
             interrupt_before: stops("interrupt_before", graph, &request.interrupt_before)?,
             interrupt_after: stops("interrupt_after", graph, &request.interrupt_after)?,
@@ -600,6 +608,7 @@ fn kwargs(request: &CreateRun, config: &Object, context: &Value) -> Value {
         "subgraphs": request.stream_subgraphs,
         "resumable": request.stream_resumable,
         "durability": request.durability,
+        "webhook": request.webhook,
     })
 }
 

@@ -26,6 +26,7 @@ use super::{Services, checks};
 use crate::ids::{TokenId, UserId};
 use crate::store::access::{self as store, NewTokenRow, TokenRow, UserRow};
 use crate::store::crash;
+use crate::store::webhooks::{SYSTEM_NAME, SYSTEM_USER};
 
 /// How long a verified token is not looked up again.
 pub const REMEMBERED: Duration = Duration::from_secs(2);
@@ -45,6 +46,11 @@ impl Secret {
         let mut bits = [0_u8; 32];
         rand::fill(&mut bits);
         Self(format!("{PREFIX}{}", base64url(bits)))
+    }
+
+    /// Something that is shown once, whatever it is.
+    pub(super) fn new(text: &str) -> Self {
+        Self(text.to_owned())
     }
 
     /// The text, to be shown or sent once.
@@ -243,7 +249,7 @@ impl Services {
         only_admin(actor)?;
         let limit = self.page_limit(limit)?;
         let mut db = self.pool().acquire().await?;
-        let rows = store::list_users(&mut db, limit, offset.into()).await?;
+        let rows = store::list_users(&mut db, SYSTEM_USER, limit, offset.into()).await?;
         Ok(rows.into_iter().map(user_view).collect())
     }
 
@@ -283,6 +289,8 @@ impl Services {
         user: Option<&'a str>,
     ) -> Result<&'a str, ServiceError> {
         match user {
+            // A token of it would open what the server does for itself.
+            Some(SYSTEM_NAME) => Err(ServiceError::not_found("user", SYSTEM_NAME)),
             Some(other) if other != actor.name => only_admin(actor).map(|()| other),
             _ => Ok(&actor.name),
         }

@@ -204,6 +204,8 @@ pub struct CreateRun {
     pub interrupt_after: NodeSelection,
     /// Larger goes first among the owner's runs.
     pub priority: i32,
+    /// The URL that its end is told to.
+    pub webhook: Option<String>,
 }
 
 impl CreateRun {
@@ -230,6 +232,7 @@ impl CreateRun {
             interrupt_before: NodeSelection::None,
             interrupt_after: NodeSelection::None,
             priority: 0,
+            webhook: None,
         }
     }
 }

@@ -159,6 +159,12 @@ impl Services {
             store::set_graph_name(&mut tx, &graph.name, &graph.hash.0, now).await?;
             store::insert(&mut tx, &default_row(&graph.name, now)).await?;
         }
+        // Under names that no graph file can have, and without an assistant.
+        for graph in self.builtin().into_iter().flat_map(GraphCatalog::iter) {
+            insert_graph(&mut tx, graph, now).await?;
+            let name = format!("cynai/{}", graph.name);
+            store::set_graph_name(&mut tx, &name, &graph.hash.0, now).await?;
+        }
         crash::commit(tx, "graphs").await?;
         self.set_graphs(catalog);
         Ok(())

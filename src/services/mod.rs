@@ -15,13 +15,18 @@ mod checks;
 pub mod drawing;
 mod effects;
 pub mod error;
+mod gathered;
 mod health;
 pub mod jobs;
+pub mod keys;
+pub mod models;
 pub mod runs;
+pub mod secrets;
 pub mod state;
 pub mod stream;
 pub mod threads;
 pub mod tools;
+pub mod webhooks;
 
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
@@ -29,7 +34,9 @@ use serde_json::Value;
 use sqlx::{PgPool, Postgres, Transaction};
 
 use crate::clock::Clock;
+use crate::egress::guard::Guard;
 use crate::graph::compile::{NoNodes, NodeNames};
+use crate::models::Models;
 use crate::store::graphs::Graphs;
 use crate::store::transaction;
 use crate::tools::Tools;
@@ -54,6 +61,20 @@ struct Inner {
     env: Value,
     workers: jobs::Workers,
     tools: OnceLock<Tools>,
+    models: OnceLock<Models>,
+    egress: OnceLock<Egress>,
+    webhook_client: OnceLock<reqwest::Client>,
+    webhook_lanes: webhooks::Lanes,
+    builtin: OnceLock<GraphCatalog>,
+}
+
+/// What operations need to reach other machines: the keys of the store of secrets, and where they may connect.
+#[derive(Debug, Clone, Default)]
+pub struct Egress {
+    /// The keys of the store of secrets.
+    pub vault: secrets::Vault,
+    /// Where webhooks may go.
+    pub webhooks: Guard,
 }
 
 /// Bounds that an operator may change.
@@ -122,6 +143,11 @@ impl Services {
             env,
             workers: jobs::Workers::default(),
             tools: OnceLock::new(),
+            models: OnceLock::new(),
+            egress: OnceLock::new(),
+            webhook_client: OnceLock::new(),
+            webhook_lanes: webhooks::Lanes::default(),
+            builtin: OnceLock::new(),
         }))
     }
 
@@ -138,6 +164,42 @@ impl Services {
 
     fn tools(&self) -> Option<&Tools> {
         self.0.tools.get()
+    }
+
+    /// Gives the operations what they need to reach other machines, once. Until then they have no keys, and may
+    /// reach public addresses.
+    pub fn set_egress(&self, egress: Egress) {
+        if self.0.egress.set(egress).is_err() {
+            tracing::warn!("egress was set before: the first setting stays");
+        }
+    }
+
+    /// Gives the operations the graphs that the server runs for itself, once; [`Services::register_graphs`] stores
+    /// them. Users cannot see or start them.
+    pub fn set_builtin(&self, graphs: GraphCatalog) {
+        for graph in graphs.iter() {
+            self.0.versions.keep(graph);
+        }
+        if self.0.builtin.set(graphs).is_err() {
+            tracing::warn!("the built-in graphs were set before: the first ones stay");
+        }
+    }
+
+    fn builtin(&self) -> Option<&GraphCatalog> {
+        self.0.builtin.get()
+    }
+
+    /// Whether runs may name a webhook: the graph that delivers is there.
+    fn tells_ends(&self) -> bool {
+        self.builtin().is_some_and(|graphs| graphs.get("webhook").is_some())
+    }
+
+    fn egress(&self) -> &Egress {
+        self.0.egress.get_or_init(Egress::default)
+    }
+
+    fn vault(&self) -> &secrets::Vault {
+        &self.egress().vault
     }
 
     fn workers(&self) -> &jobs::Workers {

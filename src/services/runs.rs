@@ -88,7 +88,7 @@ impl Services {
 
     fn tell_ended(&self, run: RunId, ended: &Ended) {
         self.hub().run_ended(run);
-        if ended.promoted.is_some() {
+        if ended.queues() {
             self.hub().queued();
         }
     }

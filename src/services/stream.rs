@@ -19,6 +19,7 @@ use serde_json::Value;
 use super::Services;
 use super::api::{Actor, RunKey, StreamFrom, StreamItem, StreamMode, StreamRequest};
 use super::error::ServiceError;
+use super::gathered::Gathered;
 use crate::graph::model::Graph;
 use crate::store::runs::{RunOptions, RunRow};
 use crate::store::signals::{Signals, Subscription};
@@ -50,6 +51,9 @@ struct Reader {
     ready: VecDeque<StreamItem>,
     moved: Subscription,
     ended: bool,
+    /// Up to here nothing is given out: it is read again for what `messages` need from it.
+    given: (i64, i32),
+    messages: Gathered,
 }
 
 impl Services {
@@ -68,7 +72,10 @@ impl Services {
         let options: RunOptions =
             serde_json::from_slice(&run.options).map_err(ServiceError::internal)?;
         let modes = if request.modes.is_empty() { requested(&options) } else { request.modes };
-        let at = self.start_of(&run, &request.from).await?;
+        let given = self.start_of(&run, &request.from).await?;
+        // A message that was under way when the reader left is gathered from its beginning.
+        let whole = modes.contains(&StreamMode::Messages);
+        let at = if whole { (-1, CHECKPOINT) } else { given };
         let subgraphs = request.subgraphs.unwrap_or(options.engine.stream_subgraphs);
         let reader = Reader {
             services: self.clone(),
@@ -80,6 +87,8 @@ impl Services {
             ready: VecDeque::new(),
             moved,
             ended: false,
+            given,
+            messages: Gathered::default(),
         };
         Ok(futures::stream::unfold(Some(reader), |reader| async move {
             let mut reader = reader?;
@@ -173,20 +182,28 @@ impl Reader {
 
     fn event(&mut self, event: StreamEvent) {
         self.at = (event.seq, event.place);
-        let wanted = StreamMode::parse(&event.mode).is_some_and(|mode| self.wants(mode));
-        if !wanted || (!event.namespace.is_empty() && !self.subgraphs) {
+        let below = !event.namespace.is_empty();
+        let suffix =
+            if below && self.subgraphs { format!("|{}", event.namespace) } else { String::new() };
+        if event.mode == StreamMode::Messages.as_str() {
+            if self.wants(StreamMode::Messages) {
+                for (name, data) in self.messages.take(&event.data) {
+                    self.push(self.at, format!("{name}{suffix}"), data);
+                }
+            }
+            if self.wants(StreamMode::MessagesTuple) {
+                self.push(self.at, format!("messages{suffix}"), event.data);
+            }
             return;
         }
-        let name = if event.namespace.is_empty() {
-            event.mode
-        } else {
-            format!("{}|{}", event.mode, event.namespace)
-        };
-        self.push((event.seq, event.place), name, event.data);
+        let wanted = StreamMode::parse(&event.mode).is_some_and(|mode| self.wants(mode));
+        if wanted && (!below || self.subgraphs) {
+            self.push(self.at, format!("{}{suffix}", event.mode), event.data);
+        }
     }
 
     async fn checkpoint(&mut self, seq: i64) -> Result<(), ServiceError> {
-        if !self.wants(StreamMode::Values) {
+        if !self.wants(StreamMode::Values) || (seq, CHECKPOINT) <= self.given {
             return Ok(());
         }
         let mut db = self.services.pool().acquire().await?;
@@ -219,6 +236,9 @@ impl Reader {
     }
 
     fn push(&mut self, (seq, place): (i64, i32), event: String, data: Vec<u8>) {
+        if (seq, place) <= self.given {
+            return;
+        }
         self.ready.push_back(StreamItem {
             id: Some(format!("{seq}-{place}")),
             event,

@@ -20,7 +20,9 @@ use super::Services;
 use super::access::only_admin;
 use super::api::{Actor, optional_instant};
 use super::error::ServiceError;
-use crate::config::tools::{Approve, Effect};
+use crate::config::tools::Approve;
+pub use crate::config::tools::Effect as ToolEffect;
+use crate::config::tools::Effect;
 use crate::store::crash;
 use crate::store::tools::{self as store, PendingRow, PinRow};
 use crate::tools::definition::{DefinitionHash, ToolDefinition};
@@ -194,13 +196,13 @@ impl Services {
         Ok(rows.into_iter().map(|row| ApprovedTool { tool: row.tool, hash: row.hash }).collect())
     }
 
-    /// Calls a tool that is what was approved. When this is dropped, the server is told.
+    /// Calls a tool that is what was approved, for whom `by` names. When this is dropped, the server is told.
     ///
     /// # Errors
     /// [`ServiceError::Tool`], with what is known of the effects.
     pub async fn call_tool(
         &self,
-        actor: &Actor,
+        by: &str,
         call: CallTool,
         progress: Option<ProgressSink>,
     ) -> Result<ToolResult, ServiceError> {
@@ -216,7 +218,12 @@ impl Services {
                 pin.ok_or_else(|| not_approved(&server, &tool, &seen))?
             }
         };
-        tracing::debug!(tools.server = server, tools.tool = tool, by = %actor.name, "the tool {tool} of {server} is called");
+        tracing::debug!(
+            tools.server = server,
+            tools.tool = tool,
+            by,
+            "the tool {tool} of {server} is called"
+        );
         let call = ToolCall {
             server: call.server,
             tool: call.tool,
@@ -248,6 +255,29 @@ impl Services {
         let pin = self.pin_of(server, tool).await?;
         let hinted = pin.as_ref().and_then(definition).map(|pinned| pinned.hinted_effect());
         Ok(hinted.unwrap_or(Effect::Effectful))
+    }
+
+    /// The approved definitions of a server, or of one tool of it. A server that was never seen is asked first.
+    pub(super) async fn approved_tools(
+        &self,
+        server: &str,
+        tool: Option<&str>,
+    ) -> Result<Vec<ToolDefinition>, ServiceError> {
+        let tools = self.tools().ok_or_else(|| no_server(server))?;
+        tools.config(server)?;
+        let mut pins = store::pins(&mut *self.pool().acquire().await?, server).await?;
+        let wanted = |pin: &PinRow| tool.is_none_or(|tool| tool == pin.tool);
+        if !pins.iter().any(wanted) {
+            let seen = tools.list(server).await?;
+            pins = self.judge(tools, server, &seen).await?;
+            if let Some(tool) = tool.filter(|_| !pins.iter().any(wanted)) {
+                return Err(not_approved(server, tool, &seen).into());
+            }
+        }
+        let mut found: Vec<_> =
+            pins.iter().filter(|pin| wanted(pin)).filter_map(definition).collect();
+        found.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok(found)
     }
 
     async fn pin_of(&self, server: &str, tool: &str) -> Result<Option<PinRow>, ServiceError> {

@@ -108,18 +108,20 @@ pub async fn lock_user(db: &mut PgConnection, name: &str) -> Result<Option<UserR
     .await?)
 }
 
-/// All users by name.
+/// All users by name but one.
 pub async fn list_users(
     db: &mut PgConnection,
+    but: UserId,
     limit: i64,
     offset: i64,
 ) -> Result<Vec<UserRow>, StoreError> {
     Ok(sqlx::query_as!(
         UserRow,
         r#"select user_id as "user_id: UserId", name, admin, created_at from users
-           order by name limit $1 offset $2"#,
+           where user_id <> $3 order by name limit $1 offset $2"#,
         limit,
         offset,
+        but as UserId,
     )
     .fetch_all(db)
     .await?)

@@ -21,12 +21,14 @@ pub mod pending;
 pub mod queue;
 pub mod retention;
 pub mod runs;
+pub mod secrets;
 pub mod signals;
 pub mod status;
 pub mod stream_events;
 pub mod threads;
 pub mod tools;
 pub mod transaction;
+pub mod webhooks;
 
 /// Why a statement did not do what it was for.
 #[derive(Debug, thiserror::Error)]

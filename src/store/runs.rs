@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sqlx::PgConnection;
 
-use super::StoreError;
+use super::{StoreError, webhooks};
 use crate::graph::exec::Options;
 use crate::ids::{AssistantId, RunId, ThreadId, UserId};
 
@@ -94,6 +94,8 @@ pub struct NewRun<'a> {
     pub seq: i64,
     /// The branch that it runs on.
     pub branch: i32,
+    /// Where its end is told.
+    pub webhook: Option<&'a str>,
 }
 
 /// Inserts a run; an active one becomes claimable at once, or when its time has come.
@@ -102,9 +104,9 @@ pub async fn insert(db: &mut PgConnection, run: &NewRun<'_>) -> Result<DateTime<
         "with r as (
            insert into runs (run_id, thread_id, user_id, assistant_id, graph_hash, multitask_strategy, priority,
                              not_before, input, options, stream_modes, metadata, temporary_thread,
-                             branch, created_at, updated_at)
+                             branch, webhook, created_at, updated_at)
            values ($1, $2, $3, $4, $5, $6, $7, cynai_now() + make_interval(secs => $8), $9, $10, $11, $12, $13,
-                   $16, cynai_now(), cynai_now())
+                   $16, $17, cynai_now(), cynai_now())
            returning run_id, thread_id, user_id, priority, not_before, created_at),
          h as (
            insert into heads (run_id, thread_id, seq, first_seq, branch, status)
@@ -134,6 +136,7 @@ pub async fn insert(db: &mut PgConnection, run: &NewRun<'_>) -> Result<DateTime<
         run.active,
         run.seq,
         run.branch,
+        run.webhook,
     )
     .fetch_one(db)
     .await?;
@@ -191,10 +194,20 @@ pub struct Ending<'a> {
 pub struct Ended {
     /// The run that goes on with the thread.
     pub promoted: Option<RunId>,
+    /// Whether a run was started that tells the end to the client's URL.
+    pub told: bool,
+}
+
+impl Ended {
+    /// Whether there is something new to claim.
+    #[must_use]
+    pub fn queues(&self) -> bool {
+        self.promoted.is_some() || self.told
+    }
 }
 
 /// Ends a run under its fence, or whatever its fence is when the caller says `None`, and promotes the thread's next.
-/// Its jobs that have not ended are to be stopped.
+/// Its jobs that have not ended are to be stopped, and its end is to be told to its webhook.
 ///
 /// The caller holds the thread's lock. `None`: the run had ended already or is somebody else's.
 pub async fn finish(
@@ -214,7 +227,7 @@ pub async fn finish(
              update runs r set status = $4, error = $5, result = $6, cancel_reason = $7,
                     ended_at = cynai_now(), updated_at = cynai_now()
                from h where r.run_id = h.run_id
-             returning r.run_id),
+             returning r.run_id, r.webhook),
            j as (
              update jobs j set status = case j.status when 'intent' then 'canceled' else 'canceling' end
                from h where j.run_id = h.run_id and j.status in ('intent', 'sent')),
@@ -241,7 +254,8 @@ pub async fn finish(
                     updated_at = cynai_now(), state_updated_at = cynai_now()
                from active left join n on true
               where t.thread_id = $1)
-           select (select count(*) from h) as "ended!", (select run_id from n) as "promoted: RunId""#,
+           select (select count(*) from h) as "ended!", (select run_id from n) as "promoted: RunId",
+                  (select webhook from r) as webhook"#,
         thread as ThreadId,
         run as RunId,
         fence,
@@ -254,9 +268,16 @@ pub async fn finish(
         ending.interrupts,
         ending.thread_error,
     )
-    .fetch_one(db)
+    .fetch_one(&mut *db)
     .await?;
-    Ok((row.ended == 1).then_some(Ended { promoted: row.promoted }))
+    if row.ended != 1 {
+        return Ok(None);
+    }
+    let told = match &row.webhook {
+        Some(url) => webhooks::enqueue(db, run, url, ending.values).await?,
+        None => false,
+    };
+    Ok(Some(Ended { promoted: row.promoted, told }))
 }
 
 /// Stores a run that starts when a question on an idle thread expires. The caller holds the thread's lock.
@@ -271,9 +292,9 @@ pub async fn insert_followup(
              select min(due) as due from pending where run_id = $1 and not settled and kind = 'interrupt'),
            r as (
              insert into runs (run_id, thread_id, user_id, assistant_id, graph_hash, priority, not_before, options,
-                               stream_modes, metadata, created_at, updated_at)
+                               stream_modes, metadata, webhook, created_at, updated_at)
              select $2, thread_id, user_id, assistant_id, graph_hash, priority, due.due, $3, '{}',
-                    '{"source": "interrupt_expiry"}', cynai_now(), cynai_now()
+                    '{"source": "interrupt_expiry"}', webhook, cynai_now(), cynai_now()
                from runs, due where run_id = $1 and due.due is not null
              returning run_id, thread_id, user_id, priority, not_before),
            h as (

@@ -8,20 +8,35 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
-            "gateway", "driver", "worker", "nodes", "services", "models", "store", "tools", "graph",
-            "config", "clock", "ids",
+            "gateway", "driver", "worker", "nodes", "services", "models", "store", "tools",
+            "egress", "graph", "config", "clock", "ids",
         ],
     ),
     ("gateway", &["services", "tools", "ids", "clock"]),
     ("driver", &["nodes", "services", "graph", "store", "worker", "clock", "ids"]),
     ("nodes", &["services", "models", "tools", "worker", "graph", "clock", "ids"]),
-    ("services", &["models", "store", "recurrence", "worker", "tools", "graph", "config", "clock", "ids"]),
+    (
+        "services",
+        &[
+            "models",
+            "store",
+            "egress",
+            "recurrence",
+            "worker",
+            "tools",
+            "graph",
+            "config",
+            "clock",
+            "ids",
+        ],
+    ),
     ("store", &["graph", "clock", "ids", "config"]),
     ("models", &["config", "clock", "ids", "egress"]),
     ("worker", &["config", "clock", "ids"]),
     ("tools", &["config", "clock", "ids"]),
     ("graph", &["ids"]),
     ("recurrence", &[]),
+    ("egress", &["config", "clock", "ids"]),
     ("config", &["ids"]),
     ("clock", &[]),
     ("ids", &[]),
@@ -39,6 +54,9 @@ const HOMES: &[(&str, &[&str])] = &[
     ("comfy_table", &["cli"]),
     ("indicatif", &["cli"]),
     ("anyhow", &["cli", "main"]),
+    ("chacha20poly1305", &["egress"]),
+    ("hmac", &["egress"]),
+    ("ipnet", &["egress"]),
 ];
 
 struct Source {

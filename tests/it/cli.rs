@@ -90,6 +90,26 @@ async fn errors_say_what_to_do(pool: PgPool) {
     assert!(error(&input).contains("--input is not JSON"));
 }
 
+#[tokio::test]
+async fn a_configuration_file_is_checked_without_a_server() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("cynai.yaml");
+    let path = file.to_str().unwrap();
+    std::fs::write(&file, "retention: { max_age: 30d }\nwebhooks: { allow: [10.0.0.0/8] }\n")
+        .unwrap();
+    let good = cynai(&["config", "check", path], &[]).await;
+    assert!(good.status.success() && good.stdout.ends_with(b"nothing is wrong\n"), "{good:?}");
+    std::fs::write(&file, "retention:\n  max_aeg: 30d\n").unwrap();
+    let data = ("CYNAI_DATA_DIR", folder.path().to_str().unwrap());
+    let wrong = error(&cynai(&["config", "check"], &[data]).await);
+    assert!(wrong.contains("cynai.yaml:2:3: ") && wrong.contains("`max_age`"), "{wrong}");
+    std::fs::write(&file, "webhooks: { allow: [10.0.0.0/99] }\n").unwrap();
+    let wrong = error(&cynai(&["config", "check", path], &[]).await);
+    assert!(wrong.contains("webhooks.allow") && wrong.contains("10.0.0.0/99"), "{wrong}");
+    let server = cynai(&["serve", "--config", path, "--listen", "127.0.0.1:0"], &[data]).await;
+    assert!(error(&server).contains("webhooks.allow"));
+}
+
 /// The commands below one, as its help lists them.
 fn commands_below(path: &[String]) -> Vec<Vec<String>> {
     let help = help_of(path);

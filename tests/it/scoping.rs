@@ -62,7 +62,8 @@ async fn check_foreign(system: &TestSystem, wanted: impl Fn(&str) -> bool) {
     insert_run(system, &thread).await;
     let mut called = 0;
     for (method, path) in operations(system).await {
-        if !path.contains('{') || !wanted(&path) {
+        // Secrets belong to the installation: nobody but an administrator learns which names there are.
+        if !path.contains('{') || path.starts_with("/v1/secrets/") || !wanted(&path) {
             continue;
         }
         let filled = path

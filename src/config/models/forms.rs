@@ -9,43 +9,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use url::Url;
 
-/// Where a key is kept: `{env: VARIABLE}` or `{secret: NAME}`. A key itself, written in its place, is
-/// refused without being repeated.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum KeySource {
-    /// In an environment variable of the server.
-    Env(String),
-    /// In the server's own secret store.
-    Secret(String),
-}
-
-impl fmt::Display for KeySource {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Env(name) => write!(f, "the environment variable {name}"),
-            Self::Secret(name) => write!(f, "the secret {name}"),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for KeySource {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(
-            untagged,
-            deny_unknown_fields,
-            expecting = "`{env: VARIABLE}` or `{secret: NAME}` is needed: the configuration names a key's place"
-        )]
-        enum Form {
-            Env { env: String },
-            Secret { secret: String },
-        }
-        Ok(match Form::deserialize(deserializer)? {
-            Form::Env { env } => Self::Env(env),
-            Form::Secret { secret } => Self::Secret(secret),
-        })
-    }
-}
+pub use super::super::values::SecretSource as KeySource;
 
 /// A header's value, or where it is kept.
 #[derive(Clone, PartialEq, Eq, Deserialize)]

@@ -32,6 +32,8 @@ pub struct Activation<'a> {
     pub task: &'a Task,
     /// Which attempt this is; the first is 1. With the task's id it makes an idempotency key.
     pub attempt: u32,
+    /// How often this attempt was sent, this time included; more than 1 after an outcome that nothing told.
+    pub sends: u32,
     /// The node as compiled.
     pub node: &'a NodeSpec,
     /// What was stored when an earlier call answered [`Outcome::Wait`]; its answer, when one came.
@@ -44,22 +46,81 @@ pub struct Activation<'a> {
 }
 
 /// Collects what a node's code streams while it works.
-#[derive(Debug, Default)]
-pub struct Custom(Mutex<Vec<Value>>);
+#[derive(Debug)]
+pub struct Custom {
+    items: Mutex<Vec<Streamed>>,
+    custom: bool,
+    messages: bool,
+}
+
+/// One item for the run's streams.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Streamed {
+    /// For `custom`.
+    Custom(Value),
+    /// A message, or a piece of one, for `messages`.
+    Message(Value),
+}
 
 impl Custom {
-    /// Adds an item to the run's `custom` stream. Over 1,000 unwritten items, the oldest is dropped.
-    pub fn send(&self, item: Value) {
-        let mut items = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if items.len() == MAX_CUSTOM {
-            items.remove(0);
-        }
-        items.push(item);
+    /// Takes what somebody wants to see: `custom` items, `messages`.
+    pub(super) fn new(custom: bool, messages: bool) -> Self {
+        Self { items: Mutex::default(), custom, messages }
     }
 
-    pub(super) fn take(&self) -> Vec<Value> {
-        std::mem::take(&mut self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+    /// Adds an item to the run's `custom` stream. Over 1,000 unwritten items, the oldest is dropped.
+    pub fn send(&self, item: Value) {
+        if self.custom {
+            let mut items = self.lock();
+            if items.len() >= MAX_CUSTOM {
+                items.remove(0);
+            }
+            items.push(Streamed::Custom(item));
+        }
     }
+
+    /// Adds a message, or a piece of one, in LangChain's form, to the run's `messages` streams. Pieces of text that
+    /// follow each other are joined until they are written, so that what waits stays as small as the message.
+    pub fn message(&self, message: Value) {
+        if !self.messages {
+            return;
+        }
+        let mut items = self.lock();
+        if let Some(Streamed::Message(last)) = items.last_mut()
+            && is_text(last)
+            && is_text(&message)
+            && last["id"] == message["id"]
+        {
+            let joined =
+                [&*last, &message].map(|piece| piece["content"].as_str().unwrap_or_default());
+            last["content"] = joined.concat().into();
+            return;
+        }
+        items.push(Streamed::Message(message));
+    }
+
+    pub(super) fn take(&self) -> Vec<Streamed> {
+        std::mem::take(&mut self.lock())
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Streamed>> {
+        self.items.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// Whether a piece of a message is text and nothing else.
+fn is_text(piece: &Value) -> bool {
+    let empty = |key: &str| match &piece[key] {
+        Value::Null => true,
+        Value::Array(list) => list.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        _ => false,
+    };
+    piece["type"] == "AIMessageChunk"
+        && piece["content"].as_str().is_some_and(|text| !text.is_empty())
+        && ["tool_call_chunks", "additional_kwargs", "usage_metadata", "chunk_position"]
+            .into_iter()
+            .all(empty)
 }
 
 /// What an attempt came to.

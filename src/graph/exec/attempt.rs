@@ -69,7 +69,7 @@ impl Run {
             return Ok(End::Node { end, sent: None });
         };
         let seen = seen_by_node(call.previous.as_ref());
-        let activation = Activation {
+        let mut activation = Activation {
             run_id: self.run_id,
             thread_id: self.thread_id,
             namespace: &call.path,
@@ -77,6 +77,7 @@ impl Run {
             fence: self.fence,
             task: &task,
             attempt: call.attempt,
+            sends: 1,
             node: spec,
             previous: seen.as_ref(),
             custom: &call.custom,
@@ -95,6 +96,7 @@ impl Run {
                 Begin::Over(end) => return Ok(end),
             },
         };
+        activation.sends = sent.as_ref().map_or(1, |sent| sent.sends);
         let acts = sent.as_ref().is_some_and(|sent| sent.effect == Effect::Effectful);
         Ok(End::Node { end: run_bounded(&*node, &activation, acts).await, sent })
     }

@@ -127,6 +127,8 @@ pub struct Options {
     pub stream_tasks: bool,
     /// Whether rows for `custom` streams are written.
     pub stream_custom: bool,
+    /// Whether rows for `messages` streams are written.
+    pub stream_messages: bool,
     /// Whether subgraphs write stream rows too.
     pub stream_subgraphs: bool,
     /// Stop before these nodes.

@@ -10,6 +10,7 @@ use super::activation::{Activation, Custom};
 use super::namespace::MAX_DEPTH;
 use super::superstep::Event;
 use super::{ExecError, Exit, Run};
+use crate::ids::TaskId;
 
 /// A subgraph to call.
 pub(super) struct Call {
@@ -36,11 +37,7 @@ impl Run {
                 attempts: 1,
             }));
         };
-        let path = if call.path.is_empty() {
-            format!("{}:{}", node.name, task.id)
-        } else {
-            format!("{}|{}:{}", call.path, node.name, task.id)
-        };
+        let path = child_path(&call.path, &node.name, task.id);
         if path.matches('|').count() >= MAX_DEPTH {
             let message = format!("subgraphs call each other more than {MAX_DEPTH} deep");
             return Ok(Exit::Failed(Failure { kind: "too_deep".to_owned(), message, attempts: 1 }));
@@ -65,7 +62,7 @@ impl Run {
         called: &Arc<Graph>,
         input: &[(String, Template)],
     ) -> Result<State, Failure> {
-        let custom = Custom::default();
+        let custom = Custom::new(false, false);
         let activation = Activation {
             run_id: self.run_id,
             thread_id: self.thread_id,
@@ -74,6 +71,7 @@ impl Run {
             planned: call.planned,
             task,
             attempt: 1,
+            sends: 1,
             node: call.graph.node(task.node),
             previous: None,
             custom: &custom,
@@ -99,4 +97,9 @@ impl Run {
         state.apply(called, writes).map_err(|err| fail("invalid_input", err.to_string()))?;
         Ok(state)
     }
+}
+
+/// The namespace below an activation.
+pub(super) fn child_path(path: &str, node: &str, task: TaskId) -> String {
+    if path.is_empty() { format!("{node}:{task}") } else { format!("{path}|{node}:{task}") }
 }

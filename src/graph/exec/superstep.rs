@@ -23,10 +23,10 @@ use super::super::checkpoint::{
 };
 use super::super::model::{Effect, Graph, Node as NodeSpec, NodeIndex, NodeKind};
 use super::super::step::{self, Failure, Finished, Planned, Task};
-use super::activation::{Activation, Custom, NodeError, Outcome};
+use super::activation::{Activation, Custom, NodeError, Outcome, Streamed};
 use super::attempt::{Attempt, End};
 use super::namespace::Namespace;
-use super::subgraph::Call;
+use super::subgraph::{Call, child_path};
 use super::{ExecError, Exit, Run, Waiting, control};
 
 /// How often `custom` items of an attempt under way are written.
@@ -213,6 +213,29 @@ impl Run {
         }
     }
 
+    /// Rows of what an activation's code has streamed so far. Messages of subgraphs are shown as those of the node
+    /// that called them, so they are always written.
+    fn stream_items(&self, graph: &Graph, path: &str, slot: &Slot) -> Vec<StreamRow> {
+        let row = |item: Streamed| match item {
+            Streamed::Custom(item) if self.streams(path) => {
+                Some(self.stream_row(path, "custom", &item))
+            }
+            Streamed::Custom(_) => None,
+            Streamed::Message(message) => {
+                let node = &graph.node(slot.task.node).name;
+                let metadata = json!({
+                    "langgraph_node": node,
+                    "langgraph_step": self.cursor.root_seq.load(Ordering::Relaxed) + 1,
+                    "langgraph_checkpoint_ns": child_path(path, node, slot.task.id),
+                    "run_id": self.run_id.to_string(),
+                    "thread_id": self.thread_id.to_string(),
+                });
+                Some(self.stream_row(path, "messages", &json!([message, metadata])))
+            }
+        };
+        slot.custom.take().into_iter().filter_map(row).collect()
+    }
+
     /// Rows that tell of a finished activation.
     fn stream_end(
         &self,
@@ -222,11 +245,9 @@ impl Run {
         record: &TaskRecord,
         out: &mut Vec<StreamRow>,
     ) {
+        out.extend(self.stream_items(graph, path, slot));
         if !self.streams(path) {
             return;
-        }
-        if self.options.stream_custom {
-            out.extend(slot.custom.take().iter().map(|item| self.stream_row(path, "custom", item)));
         }
         let node = &graph.node(slot.task.node).name;
         let delta: serde_json::Map<String, Value> = record.w.iter().cloned().collect();
@@ -300,7 +321,8 @@ impl<'r> Work<'r> {
                 });
                 stream.push(run.stream_row(&ns.path, "tasks", &start));
             }
-            let custom = Arc::new(Custom::default());
+            let (custom, messages) = (run.options.stream_custom, run.options.stream_messages);
+            let custom = Arc::new(Custom::new(custom, messages));
             slots.push(Slot {
                 task: task.clone(),
                 status,
@@ -471,7 +493,8 @@ impl<'r> Work<'r> {
             self.futures.push(self.run.call(call, task).boxed());
             return Ok(());
         }
-        if self.run.options.stream_custom && self.tick.is_none() {
+        let options = &self.run.options;
+        if (options.stream_custom || options.stream_messages) && self.tick.is_none() {
             self.tick = Some(Box::pin(tokio::time::sleep(CUSTOM_EVERY)));
         }
         let attempt = Attempt {
@@ -499,6 +522,7 @@ impl<'r> Work<'r> {
             planned: self.planned_at,
             task: &slot.task,
             attempt: slot.attempt,
+            sends: 1,
             node,
             previous: slot.previous.as_ref(),
             custom: &slot.custom,
@@ -531,15 +555,8 @@ impl<'r> Work<'r> {
             Event::Saved(result) => Ok(result?),
             Event::Tick => {
                 self.tick = None;
-                if self.run.streams(&self.path) {
-                    for slot in &self.slots {
-                        let items = slot.custom.take();
-                        self.stream.extend(
-                            items
-                                .iter()
-                                .map(|item| self.run.stream_row(&self.path, "custom", item)),
-                        );
-                    }
+                for slot in &self.slots {
+                    self.stream.extend(self.run.stream_items(&self.graph, &self.path, slot));
                 }
                 if self.running > 0 {
                     self.tick = Some(Box::pin(tokio::time::sleep(CUSTOM_EVERY)));
