@@ -363,7 +363,10 @@ mod tests {
         refused(&endpoint(r#","price":{"input":-1}"#), "models.endpoints.a.price.input");
         refused(&endpoint(r#","headers":{"Content-Type":"x"}"#), "leave it out");
         refused(&endpoint(r#","headers":{"a b":"x"}"#), "not a header's name");
-        refused(&endpoint(r#","key":{"file":"x"}"#), "`{env: VARIABLE}` or");
+        refused(
+            &endpoint(r#","key":{"file":"x"}"#),
+            "unknown field `file`, expected `env` or `secret`",
+        );
         let pasted = read(&endpoint(r#","key":"sk-pasted""#)).unwrap_err();
         assert!(pasted.contains("names a key's place") && !pasted.contains("sk-"), "{pasted}");
         refused(&endpoint(r#","keys":{}"#), "unknown field `keys`");

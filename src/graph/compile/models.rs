@@ -64,7 +64,7 @@ impl Compiler<'_> {
             images.extend(self.template(&path, image, &place.vars));
         }
         self.patterns(&place.path(&["model", "tools"]), &def.tools);
-        NodeKind::Model(ModelTemplate {
+        NodeKind::Model(Box::new(ModelTemplate {
             model: def.model.clone().unwrap_or_else(|| DEFAULT_MODEL.to_owned()),
             system: self.text(place, &["model", "system"], def.system.as_ref()),
             messages: self.list_expr(place, &["model", "messages"], def.messages.as_deref()),
@@ -74,7 +74,7 @@ impl Compiler<'_> {
             schema: def.schema.clone(),
             repairs,
             sampling: self.sampling(place, "model", def.sampling.as_ref()),
-        })
+        }))
     }
 
     fn sampling(&mut self, place: &Place<'_>, kind: &str, def: Option<&SamplingDef>) -> Sampling {
@@ -263,6 +263,7 @@ impl Compiler<'_> {
 }
 
 /// The file of an agent's graph: the model speaks, the tools that it asks for are called side by side, and so on.
+#[expect(clippy::too_many_lines, reason = "one graph file, as it would be written")]
 fn agent_graph(place: &Place<'_>, def: &AgentDef) -> Value {
     let limits = def.limits.clone().unwrap_or_default();
     let turns = limits.turns.unwrap_or(DEFAULT_TURNS);

@@ -189,7 +189,7 @@ mod tests {
         );
         assert_eq!(text.unwrap(), "# A & B\n- x <1>\n- y <2>\nr1");
         let text = render("{{ state.o | tojson }}", json!({ "o": { "a": [1, 2.5, null] } }));
-        assert_eq!(text.unwrap(), r#"{"a":[1,2.5,null]}"#);
+        assert_eq!(text.unwrap(), r#"{"a": [1, 2.5, null]}"#);
     }
 
     #[test]

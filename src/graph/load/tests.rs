@@ -299,7 +299,7 @@ fn options_are_checked_against_the_kind_of_the_node() {
     check(
         "{}",
         &[
-            "g:7:3 <a> error[node-kind]: `a` does nothing (give it `job`, `interrupt`, `wait`, `graph`, `use` or `set`)",
+            "g:7:3 <a> error[node-kind]: `a` does nothing (give it `job`, `interrupt`, `wait`, `graph`, `model`, `agent`, `tool`, `use` or `set`)",
         ],
     );
     check(
