@@ -309,9 +309,9 @@ fn options_are_checked_against_the_kind_of_the_node() {
         ],
     );
     check(
-        "{ model: { name: x } }",
+        "{ http: { url: x } }",
         &[
-            "g:7:8 <model> error[node-kind]: nodes of the kind `model` are not available in this version",
+            "g:7:8 <http> error[node-kind]: nodes of the kind `http` are not available in this version",
         ],
     );
     check(
