@@ -272,7 +272,9 @@ class Client:
         return self.connection.ask(self.request(method, path, body)).json()
 
     def metrics(self) -> dict[str, float]:
-        answer = self.connection.ask(self.request("GET", "/metrics"))
+        # A connection of its own: the server closes one that nobody used for a while.
+        with Connection(self.port) as connection:
+            answer = connection.ask(self.request("GET", "/metrics"))
         lines = answer.body.decode().splitlines()
         pairs = [line.rsplit(" ", 1) for line in lines if line and not line.startswith("#")]
         return {name: float(value) for name, value in pairs}
