@@ -1,10 +1,11 @@
 //! `cynai serve`: the whole system in one process, with a private database unless told otherwise.
 
 use std::io::IsTerminal;
+use std::net::SocketAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use futures::FutureExt;
@@ -48,6 +49,8 @@ use crate::worker::local::LocalWorker;
 
 /// Connections of the pool for signals and migrations.
 const DIRECT_POOL: u32 = 3;
+/// How long an address may be in use before that is an error.
+const ADDRESS_PATIENCE: Duration = Duration::from_secs(2);
 /// Between the end of the local worker and its next start.
 const WORKER_RESTART: Duration = Duration::from_secs(1);
 
@@ -64,7 +67,7 @@ pub(super) async fn run(args: ServeArgs) -> anyhow::Result<()> {
     init_logs(&config);
     let stop = stop_signal()?;
     // The port is taken first: a second server on it must not even wake the database.
-    let listener = TcpListener::bind(config.listen)
+    let listener = listen(config.listen)
         .await
         .map_err(|source| ConfigError::Listen { listen: config.listen, source })?;
     let instance = Instance::take(&config.data_dir)?;
@@ -203,6 +206,21 @@ fn registry(config: &ServeConfig) -> Registry {
     }
     let _ = config;
     registry
+}
+
+/// Listens. A server that was killed a moment ago may hold the address until the system has cleared it away.
+async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let deadline = Instant::now() + ADDRESS_PATIENCE;
+    loop {
+        match TcpListener::bind(address).await {
+            Err(err)
+                if err.kind() == std::io::ErrorKind::AddrInUse && Instant::now() < deadline =>
+            {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            result => return result,
+        }
+    }
 }
 
 /// The local worker's configuration; its token is new with each start.

@@ -368,7 +368,10 @@ mod tests {
             "unknown field `file`, expected `env` or `secret`",
         );
         let pasted = read(&endpoint(r#","key":"sk-pasted""#)).unwrap_err();
-        assert!(pasted.contains("the configuration names a secret") && !pasted.contains("sk-"), "{pasted}");
+        assert!(
+            pasted.contains("the configuration names a secret") && !pasted.contains("sk-"),
+            "{pasted}"
+        );
         refused(&endpoint(r#","keys":{}"#), "unknown field `keys`");
         refused(r#"{"endpoints":{"a/b":{"url":"http://h"}}}"#, "models.endpoints.a/b: a name is");
         refused(r#"{"endpoints":{"a":{"url":"ftp://h"}}}"#, "an http or https URL");

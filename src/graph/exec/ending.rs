@@ -258,11 +258,11 @@ impl Work<'_> {
                 );
                 return Ok(());
             }
-            NodeError::Retryable { kind, message } => (kind, message, true),
-            // Nothing was told of it before it acted, so it is taken for a failure.
-            NodeError::Fatal { kind, message } | NodeError::Unknown { kind, message } => {
-                (kind, message, false)
+            // Nothing was told of it before it began, so it does not act: it may be done again.
+            NodeError::Retryable { kind, message } | NodeError::Unknown { kind, message } => {
+                (kind, message, true)
             }
+            NodeError::Fatal { kind, message } => (kind, message, false),
         };
         let attempt = self.slots[at].attempt;
         if let Some(retry) = node.retry.as_ref().filter(|retry| again && attempt < retry.attempts) {
