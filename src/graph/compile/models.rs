@@ -272,7 +272,11 @@ fn agent_graph(place: &Place<'_>, def: &AgentDef) -> Value {
         json!({ "when": format!("state.turns >= {turns}"), "to": "turns" }),
         json!({ "when": format!("state.tool_calls + size(state.calls) > {calls}"), "to": "calls" }),
     ];
-    let stop = |why: &str| json!({ "set": { "stopped": why } });
+    // Each call has an answer, so that the conversation can go on after the agent.
+    let unanswered = "${state.calls.map(call, {'type': 'tool', 'tool_call_id': call.id, 'name': call.name, \
+                      'id': state.messages[size(state.messages) - 1].id + '-' + call.id, \
+                      'status': 'error', 'content': 'This call was not made: the agent has reached a limit.'})}";
+    let stop = |why: &str| json!({ "set": { "stopped": why, "messages": unanswered } });
     let mut nodes = json!({ "turns": stop("turns"), "calls": stop("calls") });
     if let Some(tokens) = limits.tokens {
         let when = format!("state.input_tokens + state.output_tokens >= {tokens}");
@@ -298,7 +302,8 @@ fn agent_graph(place: &Place<'_>, def: &AgentDef) -> Value {
         },
         "set": {
             "messages": "${[output.message]}",
-            "calls": "${output.tool_calls}",
+            // What cannot be called is answered like what can.
+            "calls": "${output.tool_calls + output.invalid_tool_calls}",
             "turns": 1,
             "input_tokens": "${output.usage.input}",
             "output_tokens": "${output.usage.output}",
