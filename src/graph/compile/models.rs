@@ -233,6 +233,16 @@ impl Compiler<'_> {
                 self.report(Diagnostic::error("option", &path, message));
             }
         }
+        if limits.tokens == Some(0) {
+            let path = place.path(&["agent", "limits", "tokens"]);
+            self.report(Diagnostic::error("option", &path, "`tokens` must be at least 1"));
+        }
+        if limits.cost_usd.is_some_and(|cost| !cost.is_finite() || cost < 0.0) {
+            let path = place.path(&["agent", "limits", "cost_usd"]);
+            let message = "`cost_usd` must be a number that is not negative";
+            self.report(Diagnostic::error("option", &path, message));
+        }
+        self.period(&place.path(&["agent", "limits", "duration"]), limits.duration);
         let mut input = Vec::new();
         for (channel, text) in [("system", &def.system), ("prompt", &def.prompt)] {
             let template = self.text(place, &["agent", channel], text.as_ref());

@@ -121,7 +121,7 @@ impl World {
         if !accepted {
             client.ensure_thread(&thread).await?;
             if client.runs(&thread).await?.is_empty() {
-                client.start_run(&thread, "effects", json!({})).await?;
+                client.start_run(&thread, "effects", json!({ "input": {} })).await?;
             }
             self.threads[at].1 = true;
             return Ok(false);

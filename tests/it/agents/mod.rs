@@ -75,7 +75,10 @@ fn asks(calls: &[(&str, &str, &str)]) -> Script {
 }
 
 /// Starts a run on a fresh thread: the thread, and the run.
-async fn start(client: &Client, graph: &str, request: Value) -> (String, String) {
+async fn start(client: &Client, graph: &str, mut request: Value) -> (String, String) {
+    if request["input"].is_null() {
+        request["input"] = json!({});
+    }
     let thread = Uuid::now_v7().to_string();
     client.ensure_thread(&thread).await.unwrap();
     let run = start_on(client, &thread, graph, request).await;
