@@ -17,7 +17,7 @@ use crate::graph::model::Graph;
 use crate::graph::step::{Ambient, Failure, Position, uuid_of};
 use crate::graph::value::Shared as SharedValue;
 use crate::ids::{RunId, TaskId, ThreadId};
-use crate::store::checkpointer::RunCheckpointer;
+use crate::store::checkpointer::{RunCheckpointer, Shown};
 use crate::store::graphs::GraphError;
 use crate::store::queue::{self, Grant, Parked};
 use crate::store::runs::{self, Ending, RunOptions};
@@ -175,6 +175,7 @@ async fn move_run(shared: &Arc<Shared>, grant: &Grant) -> Result<(), AdvanceErro
         branch: grant.branch,
         root_seq: AtomicI64::new(seq),
         streamed,
+        shown: Shown::default(),
     });
     let run = Run {
         run_id: grant.run_id,

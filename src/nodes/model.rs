@@ -16,6 +16,7 @@ use crate::models::failure::ModelError;
 use crate::models::json::{JsonForm, parse_fitting};
 use crate::models::messages::{ChunkWriter, Message, Role};
 use crate::models::request::{ChatRequest, ToolSpec};
+use crate::nodes::tool::unavailable;
 use crate::services::Services;
 use crate::services::models::read_messages;
 
@@ -78,7 +79,7 @@ impl Model {
         stream: &Pieces<'_>,
     ) -> Result<(Value, ChatAnswer), ModelError> {
         let first = self.services.chat(request, stream).await?;
-        if !first.message.tool_calls.is_empty() {
+        if !first.message.tool_calls.is_empty() || !first.message.invalid_tool_calls.is_empty() {
             return Ok((Value::Null, first));
         }
         if let Some(value) = parse_fitting(&first.message.text(), schema) {
@@ -103,10 +104,7 @@ impl Model {
         if template.tools.is_empty() {
             return Ok(Vec::new());
         }
-        let offered = self.services.offered_tools(&template.tools).await;
-        let offered = offered.map_err(|err| {
-            NodeError::retryable("tools", format!("the tools of the model: {err}"))
-        })?;
+        let offered = self.services.offered_tools(&template.tools).await.map_err(unavailable)?;
         Ok(offered.into_iter().map(|(_, spec)| spec).collect())
     }
 }
@@ -203,6 +201,8 @@ fn output(answer: &ChatAnswer, message: Message, id: &str, value: &Value, now: i
     let mut message = message;
     message.id = Some(id.to_owned());
     let calls: Vec<Value> = message.tool_calls.iter().map(|call| call.to_langchain()).collect();
+    let invalid: Vec<Value> =
+        message.invalid_tool_calls.iter().map(|call| call.to_langchain()).collect();
     let mut usage = json!(answer.usage);
     // A sum over turns needs a number.
     if usage["cost_usd"].is_null() {
@@ -213,6 +213,7 @@ fn output(answer: &ChatAnswer, message: Message, id: &str, value: &Value, now: i
         "text": message.text(),
         "json": value,
         "tool_calls": calls,
+        "invalid_tool_calls": invalid,
         "finish_reason": answer.finish_reason,
         "usage": usage,
         "model": answer.model,

@@ -96,7 +96,12 @@ impl Tool {
         let arguments = match call.get("args") {
             Some(Value::Object(arguments)) => arguments.clone(),
             None | Some(Value::Null) => Map::new(),
-            Some(_) => return told("The arguments must be a JSON object.".to_owned()),
+            Some(_) => {
+                let why = call.get("error").and_then(Value::as_str).unwrap_or("they are none");
+                return told(format!(
+                    "The tool was not called: the arguments must be a JSON object ({why})."
+                ));
+            }
         };
         Ok(Ok(Planned {
             server: tool.server.clone(),
@@ -127,7 +132,8 @@ impl Tool {
         &self,
         activation: &Activation<'_>,
         planned: Planned,
-    ) -> Result<Outcome, NodeError> {
+    ) -> Result<Value, NodeError> {
+        let only_looks = self.effect(template_of(activation)?, &planned).await? == Effect::Pure;
         let Planned { server, tool, arguments, id } = planned;
         let name = format!("{server}/{tool}");
         let call = CallTool {
@@ -142,12 +148,17 @@ impl Tool {
             (Ok(result), None) if result.is_error => {
                 Err(NodeError::fatal("tool_error", format!("{name}: {}", result.text())))
             }
-            (Ok(result), id) => Ok(Outcome::output(answered(&name, id.as_deref(), &result))),
+            (Ok(result), id) => Ok(answered(&name, id.as_deref(), &result)),
             (Err(ServiceError::Tool(err)), Some(id)) if is_the_models_fault(err.kind) => {
-                let told = message(&id, &name, &err.message, true);
-                Ok(Outcome::output(output(told, Value::Null)))
+                Ok(output(message(&id, &name, &err.message, true), Value::Null))
             }
-            (Err(ServiceError::Tool(err)), _) => Err(failed(&err)),
+            (Err(ServiceError::Tool(err)), _) => match failed(&err) {
+                // Looking again harms nobody.
+                NodeError::Unknown { kind, message } if only_looks => {
+                    Err(NodeError::Retryable { kind, message })
+                }
+                failed => Err(failed),
+            },
             (Err(err), _) => Err(unavailable(err)),
         }
     }
@@ -159,17 +170,16 @@ impl Node for Tool {
         activation: &'a Activation<'a>,
     ) -> BoxFuture<'a, Result<Outcome, NodeError>> {
         async move {
-            let outcome = match self.plan(activation).await? {
+            let mut output = match self.plan(activation).await? {
                 Plan::Call(planned) => self.call(activation, planned).await?,
-                Plan::Answer(answer) => Outcome::output(answer),
+                Plan::Answer(answer) => answer,
                 Plan::Ask(question) => return Ok(Outcome::Ask(question)),
             };
-            if let (ToolTarget::Call(_), Outcome::Done { output, .. }) =
-                (&template_of(activation)?.target, &outcome)
-            {
+            output["message"]["id"] = answer_id(activation).into();
+            if let ToolTarget::Call(_) = &template_of(activation)?.target {
                 activation.custom.message(output["message"].clone());
             }
-            Ok(outcome)
+            Ok(Outcome::output(output))
         }
         .boxed()
     }
@@ -189,6 +199,33 @@ impl Node for Tool {
             }))
         }
         .boxed()
+    }
+
+    fn told(&self, activation: &Activation<'_>, value: Value) -> Result<Value, NodeError> {
+        if value.get("message").is_some_and(Value::is_object) {
+            return Ok(value);
+        }
+        let (name, id) = match &template_of(activation)?.target {
+            ToolTarget::Named { server, tool, .. } => (format!("{server}/{tool}"), None),
+            ToolTarget::Call(call) => {
+                let call = activation.eval(call)?;
+                let text = |key: &str| call[key].as_str().unwrap_or_default().to_owned();
+                (text("name"), Some(text("id")))
+            }
+        };
+        let text = match &value {
+            Value::Null => "It has happened; what came of it is not known.".to_owned(),
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        let structured = if value.is_object() { value } else { Value::Null };
+        let told = message(id.as_deref().unwrap_or_default(), &name, &text, false);
+        let mut output = output(told, structured);
+        output["message"]["id"] = answer_id(activation).into();
+        if id.is_some() {
+            activation.custom.message(output["message"].clone());
+        }
+        Ok(output)
     }
 }
 
@@ -247,6 +284,12 @@ fn decided(mut planned: Planned, decision: Option<Value>) -> Plan {
     Plan::Answer(answer)
 }
 
+/// The id of the message that answers. It is the activation's and not the call's: many endpoints number the calls
+/// of each message from 0, and an answer must not take the place of an earlier one.
+fn answer_id(activation: &Activation<'_>) -> String {
+    format!("tool-{}", activation.task.id)
+}
+
 /// The message that answers a model's call.
 fn message(id: &str, tool: &str, text: &str, is_error: bool) -> Message {
     let text = if text.len() > MAX_TEXT {
@@ -256,8 +299,6 @@ fn message(id: &str, tool: &str, text: &str, is_error: bool) -> Message {
         text.to_owned()
     };
     let mut message = Message::tool(id, text);
-    // One call has one answer, whoever gives it: it replaces what was said before.
-    message.id = Some(format!("{id}-answer"));
     message.name = Some(tool.to_owned());
     message.status = Some(if is_error { "error" } else { "success" }.to_owned());
     message
@@ -319,7 +360,7 @@ fn failed(err: &ToolError) -> NodeError {
 }
 
 /// The server's own trouble: the database, say.
-fn unavailable(err: ServiceError) -> NodeError {
+pub(super) fn unavailable(err: ServiceError) -> NodeError {
     match err {
         ServiceError::Tool(err) => failed(&err),
         err => {

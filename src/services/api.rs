@@ -615,7 +615,8 @@ pub struct StreamRequest {
 /// One event of a stream. The door adds the first `metadata` and the last `end`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StreamItem {
-    /// For taking the stream up again after it; unique and growing within the run.
+    /// For taking the stream up again after it; unique and growing within the run. None when more of the same
+    /// moment follows.
     pub id: Option<String>,
     /// `values`, `updates|node:task`, `error`, ...
     pub event: String,

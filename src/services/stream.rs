@@ -37,8 +37,8 @@ const PAGE: i64 = 64;
 const EVENTS: i64 = 512;
 /// The place of a checkpoint among the events of its seq: the last.
 const CHECKPOINT: i32 = i32::MAX;
-/// The place of what the end of a run adds.
-const ENDING: i32 = i32::MAX - 1;
+/// The place of what the end of a run adds, after all that happened: the second is the last of all.
+const ENDING: [i32; 2] = [i32::MAX - 2, i32::MAX - 1];
 
 struct Reader {
     services: Services,
@@ -186,14 +186,15 @@ impl Reader {
         let suffix =
             if below && self.subgraphs { format!("|{}", event.namespace) } else { String::new() };
         if event.mode == StreamMode::Messages.as_str() {
+            let mut parts = Vec::new();
             if self.wants(StreamMode::Messages) {
-                for (name, data) in self.messages.take(&event.data) {
-                    self.push(self.at, format!("{name}{suffix}"), data);
-                }
+                let gathered = self.messages.take(&event.data).into_iter();
+                parts.extend(gathered.map(|(name, data)| (format!("{name}{suffix}"), data)));
             }
             if self.wants(StreamMode::MessagesTuple) {
-                self.push(self.at, format!("messages{suffix}"), event.data);
+                parts.push((format!("messages{suffix}"), event.data));
             }
+            self.push_all(self.at, parts);
             return;
         }
         let wanted = StreamMode::parse(&event.mode).is_some_and(|mode| self.wants(mode));
@@ -217,9 +218,12 @@ impl Reader {
 
     fn end(&mut self) -> Result<(), ServiceError> {
         self.ended = true;
-        let at = (self.at.0 + 1, ENDING);
+        // A reader that comes back may have seen a part of the end.
+        let seen = ENDING.contains(&self.at.1);
+        let seq = if seen { self.at.0 } else { self.at.0 + 1 };
+        let [first, last] = ENDING.map(|place| (seq, place));
         if let Some(error) = self.run.error.take() {
-            self.push(at, "error".to_owned(), error);
+            self.push(last, "error".to_owned(), error);
             return Ok(());
         }
         let Some(result) = &self.run.result else { return Ok(()) };
@@ -227,23 +231,29 @@ impl Reader {
         let Some(interrupts) = result.get("__interrupt__") else { return Ok(()) };
         let update = serde_json::json!({ "__interrupt__": interrupts }).to_string().into_bytes();
         if self.wants(StreamMode::Updates) {
-            self.push(at, "updates".to_owned(), update);
+            self.push(first, "updates".to_owned(), update);
         }
         if self.wants(StreamMode::Values) {
-            self.push((at.0, CHECKPOINT), "values".to_owned(), result.to_string().into_bytes());
+            self.push(last, "values".to_owned(), result.to_string().into_bytes());
         }
         Ok(())
     }
 
-    fn push(&mut self, (seq, place): (i64, i32), event: String, data: Vec<u8>) {
+    fn push(&mut self, at: (i64, i32), event: String, data: Vec<u8>) {
+        self.push_all(at, vec![(event, data)]);
+    }
+
+    /// Gives out the events of one place. Only the last one has its id: a reader that was cut off before it has not
+    /// got all of them, and gets them again.
+    fn push_all(&mut self, (seq, place): (i64, i32), events: Vec<(String, Vec<u8>)>) {
         if (seq, place) <= self.given {
             return;
         }
-        self.ready.push_back(StreamItem {
-            id: Some(format!("{seq}-{place}")),
-            event,
-            data: Bytes::from(data),
-        });
+        let last = events.len().saturating_sub(1);
+        for (at, (event, data)) in events.into_iter().enumerate() {
+            let id = (at == last).then(|| format!("{seq}-{place}"));
+            self.ready.push_back(StreamItem { id, event, data: Bytes::from(data) });
+        }
     }
 }
 

@@ -242,19 +242,18 @@ impl Services {
         }
     }
 
-    /// What a tool does to the world: as the configuration says, or else the approved definition; the
-    /// worst, when neither does. No server is asked.
+    /// What a tool does to the world: as the configuration says, or else the approved definition. A server that was
+    /// never seen is asked first.
     ///
     /// # Errors
-    /// [`ToolErrorKind::UnknownServer`].
+    /// [`ToolErrorKind::UnknownServer`]; or the tool is not approved, or the server that was never seen cannot be asked.
     pub async fn tool_effect(&self, server: &str, tool: &str) -> Result<Effect, ServiceError> {
         let config = self.tools().ok_or_else(|| no_server(server))?.config(server)?;
         if let Some(effect) = config.effects.get(tool) {
             return Ok(*effect);
         }
-        let pin = self.pin_of(server, tool).await?;
-        let hinted = pin.as_ref().and_then(definition).map(|pinned| pinned.hinted_effect());
-        Ok(hinted.unwrap_or(Effect::Effectful))
+        let approved = self.approved_tools(server, Some(tool)).await?;
+        Ok(approved.first().map_or(Effect::Effectful, ToolDefinition::hinted_effect))
     }
 
     /// The approved definitions of a server, or of one tool of it. A server that was never seen is asked first.

@@ -12,7 +12,9 @@ use sqlx::PgPool;
 use super::StoreError;
 use super::commit::{CommitError, Committer, Request};
 use super::signals::Signals;
-use crate::graph::checkpoint::{CheckpointError, Checkpointer, Commit, LoadedRows, ValueRef};
+use crate::graph::checkpoint::{
+    CheckpointError, Checkpointer, Commit, LoadedRows, StreamRow, ValueRef,
+};
 use crate::ids::{RunId, ThreadId};
 
 /// Until when a driver may act, by this process's own clock: the end of its lease as it knows it.
@@ -58,6 +60,35 @@ pub struct RunCheckpointer {
     pub root_seq: AtomicI64,
     /// Whether readers in other processes are told of each commit.
     pub streamed: bool,
+    /// Which stream row comes next.
+    pub shown: Shown,
+}
+
+/// Where the stream rows of a run stand: the seq of the last one, and the place of the next.
+///
+/// Subgraphs that run side by side commit on their own. A reader that has seen a row does not look before it again,
+/// so their commits with rows go one at a time, and the places are given in that order.
+#[derive(Debug)]
+pub struct Shown(tokio::sync::Mutex<(i64, i32)>);
+
+impl Default for Shown {
+    fn default() -> Self {
+        Self(tokio::sync::Mutex::new((i64::MIN, 0)))
+    }
+}
+
+impl Shown {
+    /// Gives rows their places, after all that were given before.
+    fn place(next: &mut (i64, i32), rows: &mut [StreamRow]) {
+        for row in rows {
+            if row.seq > next.0 {
+                *next = (row.seq, row.place);
+            }
+            row.seq = next.0;
+            row.place = row.place.max(next.1);
+            next.1 = row.place.saturating_add(1);
+        }
+    }
 }
 
 impl From<CommitError> for CheckpointError {
@@ -106,8 +137,13 @@ impl Checkpointer for RunCheckpointer {
         .boxed()
     }
 
-    fn commit(&self, commit: Commit) -> BoxFuture<'_, Result<(), CheckpointError>> {
+    fn commit(&self, mut commit: Commit) -> BoxFuture<'_, Result<(), CheckpointError>> {
         async move {
+            let mut turn = None;
+            if !commit.stream.is_empty() {
+                let next = turn.insert(self.shown.0.lock().await);
+                Shown::place(next, &mut commit.stream);
+            }
             let known = self.root_seq.load(Ordering::Relaxed);
             let advanced = commit
                 .checkpoint
@@ -126,6 +162,7 @@ impl Checkpointer for RunCheckpointer {
                 commit: Arc::new(commit),
             };
             self.committer.commit(request).await?;
+            drop(turn);
             if !self.authority.holds() {
                 // It is stored, but what it allows may have been allowed to somebody else meanwhile.
                 return Err(CheckpointError::Fenced);
@@ -145,6 +182,29 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn rows_that_come_late_get_places_after_those_that_are_seen() {
+        let rows = |seq: i64, places: &[i32]| -> Vec<StreamRow> {
+            let row = |place: &i32| StreamRow {
+                seq,
+                place: *place,
+                mode: "custom",
+                namespace: String::new(),
+                data: Vec::new(),
+            };
+            places.iter().map(row).collect()
+        };
+        let mut next = (i64::MIN, 0);
+        let mut given = |mut rows: Vec<StreamRow>| -> Vec<(i64, i32)> {
+            Shown::place(&mut next, &mut rows);
+            rows.iter().map(|row| (row.seq, row.place)).collect()
+        };
+        assert_eq!(given(rows(4, &[2, 4])), [(4, 2), (4, 4)]);
+        assert_eq!(given(rows(4, &[3, 5])), [(4, 5), (4, 6)]);
+        assert_eq!(given(rows(4, &[6])), [(4, 7)]);
+        assert_eq!(given(rows(5, &[0])), [(5, 0)]);
+    }
 
     #[test]
     fn authority_ends_with_the_lease_and_comes_back_with_its_renewal() {

@@ -15,7 +15,7 @@ use cynai::graph::memory::MemoryStore;
 use cynai::graph::model::Graph;
 use cynai::graph::step::Position;
 use cynai::ids::{InstanceId, RunId, TaskId, ThreadId, UserId};
-use cynai::store::checkpointer::{Authority, RunCheckpointer};
+use cynai::store::checkpointer::{Authority, RunCheckpointer, Shown};
 use cynai::store::commit::Committer;
 use cynai::store::signals::Signals;
 use cynai::store::{checkpoints, queue};
@@ -112,6 +112,7 @@ impl Backend for Database {
                 branch: 0,
                 root_seq: AtomicI64::new(root_seq),
                 streamed: false,
+                shown: Shown::default(),
             });
             grant
         }

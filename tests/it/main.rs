@@ -10,6 +10,7 @@
 )]
 
 mod access;
+mod agents;
 mod architecture;
 mod assistants;
 mod bench;

@@ -233,6 +233,16 @@ impl Compiler<'_> {
                 self.report(Diagnostic::error("option", &path, message));
             }
         }
+        if limits.tokens == Some(0) {
+            let path = place.path(&["agent", "limits", "tokens"]);
+            self.report(Diagnostic::error("option", &path, "`tokens` must be at least 1"));
+        }
+        if limits.cost_usd.is_some_and(|cost| !cost.is_finite() || cost < 0.0) {
+            let path = place.path(&["agent", "limits", "cost_usd"]);
+            let message = "`cost_usd` must be a number that is not negative";
+            self.report(Diagnostic::error("option", &path, message));
+        }
+        self.period(&place.path(&["agent", "limits", "duration"]), limits.duration);
         let mut input = Vec::new();
         for (channel, text) in [("system", &def.system), ("prompt", &def.prompt)] {
             let template = self.text(place, &["agent", channel], text.as_ref());
@@ -273,7 +283,11 @@ fn agent_graph(place: &Place<'_>, def: &AgentDef) -> Value {
         json!({ "when": format!("state.turns >= {turns}"), "to": "turns" }),
         json!({ "when": format!("state.tool_calls + size(state.calls) > {calls}"), "to": "calls" }),
     ];
-    let stop = |why: &str| json!({ "set": { "stopped": why } });
+    // Each call has an answer, so that the conversation can go on after the agent.
+    let unanswered = "${state.calls.map(call, {'type': 'tool', 'tool_call_id': call.id, 'name': call.name, \
+                      'id': state.messages[size(state.messages) - 1].id + '-' + call.id, \
+                      'status': 'error', 'content': 'This call was not made: the agent has reached a limit.'})}";
+    let stop = |why: &str| json!({ "set": { "stopped": why, "messages": unanswered } });
     let mut nodes = json!({ "turns": stop("turns"), "calls": stop("calls") });
     if let Some(tokens) = limits.tokens {
         let when = format!("state.input_tokens + state.output_tokens >= {tokens}");
@@ -299,7 +313,8 @@ fn agent_graph(place: &Place<'_>, def: &AgentDef) -> Value {
         },
         "set": {
             "messages": "${[output.message]}",
-            "calls": "${output.tool_calls}",
+            // What cannot be called is answered like what can.
+            "calls": "${output.tool_calls + output.invalid_tool_calls}",
             "turns": 1,
             "input_tokens": "${output.usage.input}",
             "output_tokens": "${output.usage.output}",

@@ -84,7 +84,8 @@ impl Compiler<'_> {
             for_each,
             set,
             timeout: self.period(&place.path(&["timeout"]), def.timeout),
-            retry: self.retry(place),
+            // An agent's is that of each turn and each call; the agent itself is not repeated.
+            retry: self.retry(place).filter(|_| def.agent.is_none()),
             on_error: self.on_error(place),
             may_goto: self.may_goto(place),
             effect: self.effect(place, &kind),

@@ -44,9 +44,17 @@ pub(super) enum End {
     Unknown {
         /// What a person is asked.
         question: Question,
-        /// What the node had waited for before, to be kept with the question.
-        before: Value,
+        /// What the node had waited for before, and how often it was sent: to be kept with the question.
+        kept: Kept,
     },
+}
+
+/// What a question about an attempt keeps for when the attempt is made after all.
+pub(super) struct Kept {
+    /// What the node had waited for before.
+    pub(super) before: Value,
+    /// How often the attempt was sent.
+    pub(super) sends: u32,
 }
 
 /// Whether an attempt may be made.
@@ -93,6 +101,10 @@ impl Run {
             None => None,
             Some(intent) => match self.begin_attempt(&call, &activation, intent).await? {
                 Begin::Go(sent) => Some(sent),
+                Begin::Over(End::Decided { end: Ok(Outcome::Done { output, .. }), status }) => {
+                    let end = node.told(&activation, output).map(Outcome::output);
+                    return Ok(End::Decided { end, status });
+                }
                 Begin::Over(end) => return Ok(end),
             },
         };
@@ -118,8 +130,8 @@ impl Run {
                 OnUnknown::Ask => {
                     let question =
                         effect::question(&spec.name, call.attempt, &sent_before(previous), None);
-                    let before = json_of(activation.previous);
-                    return Ok(Begin::Over(End::Unknown { question, before }));
+                    let kept = Kept { before: json_of(activation.previous), sends };
+                    return Ok(Begin::Over(End::Unknown { question, kept }));
                 }
                 OnUnknown::Fail => {
                     let message = "the process died while the attempt was acting on the world";

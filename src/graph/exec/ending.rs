@@ -13,7 +13,7 @@ use super::super::step::{self, Failure, interrupt_id};
 use super::super::value::Shared;
 use super::ExecError;
 use super::activation::{NodeError, Outcome, Question, Wait};
-use super::attempt::{End, before_of, seen_by_node, unknown_outcome_id};
+use super::attempt::{End, Kept, before_of, seen_by_node, unknown_outcome_id};
 use super::effect::{self, Sent};
 use super::superstep::{Status, TaskRecord, Work};
 
@@ -46,14 +46,14 @@ impl Work<'_> {
                 slot.effect = Some(effect::ended(&slot.task, slot.attempt, status, &told));
                 self.ended(at, end)
             }
-            End::Unknown { question, before } => {
+            End::Unknown { question, kept } => {
                 slot.effect = Some(effect::ended(
                     &slot.task,
                     slot.attempt,
                     EffectStatus::Unknown,
                     &json!({ "message": "the process died while it was acting" }),
                 ));
-                self.ask_about_outcome(at, question, &before);
+                self.ask_about_outcome(at, question, &kept);
                 Ok(())
             }
         }
@@ -74,7 +74,7 @@ impl Work<'_> {
             OnUnknown::Ask => {
                 let question = effect::question(&node.name, attempt, &sent.view, Some(message));
                 let before = before_of(self.slots[at].previous.as_ref()).unwrap_or(Value::Null);
-                self.ask_about_outcome(at, question, &before);
+                self.ask_about_outcome(at, question, &Kept { before, sends: sent.sends });
                 Ok(())
             }
             OnUnknown::Retry if sent.may_resend(node) => {
@@ -221,7 +221,7 @@ impl Work<'_> {
     }
 
     /// Asks a person what became of an attempt that nobody knows the outcome of.
-    fn ask_about_outcome(&mut self, at: usize, question: Question, before: &Value) {
+    fn ask_about_outcome(&mut self, at: usize, question: Question, kept: &Kept) {
         let graph = Arc::clone(&self.graph);
         let slot = &self.slots[at];
         let node = graph.node(slot.task.node);
@@ -229,7 +229,8 @@ impl Work<'_> {
             "id": unknown_outcome_id(slot.task.id, slot.attempt),
             "value": question.value,
             "response_schema": question.schema,
-            "unknown_outcome": { "before": before },
+            "unknown_outcome": { "before": kept.before },
+            "sends": kept.sends,
         });
         self.put_question(at, node, data, question.expires);
     }

@@ -72,6 +72,15 @@ pub trait Node: Send + Sync {
         };
         futures::future::ready(intent.map_err(NodeError::from)).boxed()
     }
+
+    /// The output of an attempt that acted on the world and of which a person tells what came of it: what the person
+    /// says, in the form that this node's output has.
+    ///
+    /// # Errors
+    /// It cannot be given that form.
+    fn told(&self, _activation: &Activation<'_>, value: Value) -> Result<Value, NodeError> {
+        Ok(value)
+    }
 }
 
 /// Finds the code of nodes that the engine does not control itself.

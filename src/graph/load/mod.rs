@@ -409,4 +409,6 @@ impl Set {
 }
 
 #[cfg(test)]
+mod model_tests;
+#[cfg(test)]
 mod tests;

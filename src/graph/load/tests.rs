@@ -45,7 +45,7 @@ fn check(text: &str, expected: &[&str]) {
 
 /// What is found in a small graph with these nodes and edges, in full.
 #[track_caller]
-fn check_graph(nodes: &str, edges: &str, expected: &[&str]) {
+pub(super) fn check_graph(nodes: &str, edges: &str, expected: &[&str]) {
     let text = format!(
         "name: g\nstate:\n  n: {{ type: integer }}\n  m: {{ type: integer }}\n  list: {{ type: array, reduce: append }}\nnodes:\n{nodes}\nedges:\n{edges}\n"
     );
@@ -58,7 +58,7 @@ fn nodes(names: &str) -> String {
     names.split(' ').map(|name| format!("  {name}: {N}")).collect::<Vec<_>>().join("\n")
 }
 
-fn edges(edges: &[&str]) -> String {
+pub(super) fn edges(edges: &[&str]) -> String {
     edges.iter().map(|edge| format!("  - {edge}")).collect::<Vec<_>>().join("\n")
 }
 
@@ -309,7 +309,7 @@ fn options_are_checked_against_the_kind_of_the_node() {
         ],
     );
     check(
-        "{ http: { url: x } }",
+        "{ http: {} }",
         &[
             "g:7:8 <http> error[node-kind]: nodes of the kind `http` are not available in this version",
         ],

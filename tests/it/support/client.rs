@@ -43,8 +43,7 @@ impl Client {
 
     /// One call.
     pub(crate) async fn call(&self, method: Method, path: &str, body: Option<&Value>) -> Called {
-        let mut request =
-            self.http.request(method, format!("{}{path}", self.base)).bearer_auth(&self.token);
+        let mut request = self.request(method, path);
         if let Some(body) = body {
             request = request.json(body);
         }
@@ -53,6 +52,11 @@ impl Client {
         let bytes = answer.bytes().await.map_err(CallError::Lost)?;
         let value = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
         if status.is_success() { Ok(value) } else { Err(CallError::Refused(status, value)) }
+    }
+
+    /// A request with everything about it open.
+    pub(crate) fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
+        self.http.request(method, format!("{}{path}", self.base)).bearer_auth(&self.token)
     }
 
     pub(crate) async fn get(&self, path: &str) -> Called {

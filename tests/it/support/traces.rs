@@ -41,6 +41,21 @@ pub(crate) struct Committed {
     jobs: BTreeMap<String, i64>,
 }
 
+/// Waits until nothing of a dead server is under way in the database.
+pub(crate) async fn quiet(db: &mut PgConnection) {
+    until("the dead server's statements end", async || {
+        let busy: i64 = sqlx::query_scalar(
+            "select count(*) from pg_stat_activity
+              where application_name = 'cynai' and datname = current_database() and pid <> pg_backend_pid()",
+        )
+        .fetch_one(&mut *db)
+        .await
+        .unwrap();
+        (busy == 0).then_some(())
+    })
+    .await;
+}
+
 /// Every line of the file.
 pub(crate) fn read(path: &Path) -> Vec<Trace> {
     let text = std::fs::read_to_string(path).unwrap_or_default();
@@ -70,17 +85,7 @@ fn parse(line: &str) -> Option<Trace> {
 impl Committed {
     /// Reads what is committed. The servers are dead; what they had sent to the database is waited for.
     pub(crate) async fn read(db: &mut PgConnection, traces: &Path) -> Self {
-        until("the dead server's statements end", async || {
-            let busy: i64 = sqlx::query_scalar(
-                "select count(*) from pg_stat_activity
-                  where application_name = 'cynai' and datname = current_database() and pid <> pg_backend_pid()",
-            )
-            .fetch_one(&mut *db)
-            .await
-            .unwrap();
-            (busy == 0).then_some(())
-        })
-        .await;
+        quiet(db).await;
         let mut found = Self { lines: read(traces).len(), ..Self::default() };
         let rows =
             sqlx::query("select task_id::text from writes").fetch_all(&mut *db).await.unwrap();
