@@ -2,7 +2,7 @@
 //!
 //! The layers, top to bottom: `cli` and `main`; `gateway` (HTTP), `driver` (advances runs), `worker`
 //! (runs jobs on a machine); `nodes` (node kinds); `services` (every operation, once); `models` (model
-//! endpoints) and `tools` (MCP servers); `store` (all SQL); `graph` (the engine, pure). Dependencies point
+//! endpoints) and `tools` (MCP servers); `store` (all SQL); `kit` (tests of graphs); `graph` (the engine, pure). Dependencies point
 //! down only; a test reads the sources and fails on an arrow that points up. ARCHITECTURE.md is the map.
 
 pub mod cli;
@@ -13,6 +13,7 @@ pub mod egress;
 pub mod gateway;
 pub mod graph;
 pub mod ids;
+pub mod kit;
 pub mod models;
 pub mod nodes;
 pub mod services;

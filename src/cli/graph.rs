@@ -1,4 +1,4 @@
-//! `cynai graph`: check, draw and describe graph files. Needs no server and no database.
+//! `cynai graph`: check, draw, describe and test graph files. Needs no server and no database.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
@@ -12,13 +12,15 @@ use crate::graph::load::{Loaded, load_paths};
 use crate::graph::model::Effect;
 use crate::graph::picture::{Drawing, mermaid, svg};
 use crate::graph::schema::json_schema_text;
+use crate::kit::cases;
 
-/// Check, draw and describe graph files.
+/// Check, draw, describe and test graph files.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   cynai graph check graphs
   cynai graph show graphs/triage.yaml
   cynai graph schema > graph.schema.json
+  cynai graph test graphs --crash-everywhere
 
 Nothing of this needs a server.")]
 pub(super) struct GraphArgs {
@@ -35,7 +37,18 @@ enum GraphCommand {
     /// Draw a graph. Example: cynai graph show triage.yaml --format svg --output triage.svg
     Show(ShowArgs),
     /// Print the JSON Schema of the format, for editors. Example: cynai graph schema > graph.schema.json
-    Schema,
+    Schema(SchemaArgs),
+    /// Run the cases that are written beside graphs. Example: cynai graph test graphs --crash-everywhere
+    ///
+    /// Prints a line for each, and what is not as it should be. Exit code 1 when a case fails.
+    Test(super::graph_test::TestArgs),
+}
+
+#[derive(Debug, Args)]
+struct SchemaArgs {
+    /// The format of files with cases (NAME.test.yaml) in place of that of graphs.
+    #[arg(long)]
+    tests: bool,
 }
 
 #[derive(Debug, Args)]
@@ -113,11 +126,13 @@ impl NodeNames for Named {
 }
 
 /// Runs the command; an error is the command's failure.
-pub(super) fn run(args: GraphArgs) -> anyhow::Result<()> {
+pub(super) async fn run(args: GraphArgs) -> anyhow::Result<()> {
     match args.command {
         GraphCommand::Check(args) => check(&args),
         GraphCommand::Show(args) => show(&args),
-        GraphCommand::Schema => print(&json_schema_text()),
+        GraphCommand::Schema(SchemaArgs { tests: false }) => print(&json_schema_text()),
+        GraphCommand::Schema(SchemaArgs { tests: true }) => print(&cases::json_schema_text()),
+        GraphCommand::Test(args) => super::graph_test::run(args).await,
     }
 }
 
@@ -193,7 +208,7 @@ fn tell(loaded: &Loaded) -> anyhow::Result<()> {
 }
 
 /// Prints to standard output; a reader that has gone away is no failure.
-fn print(text: &str) -> anyhow::Result<()> {
+pub(super) fn print(text: &str) -> anyhow::Result<()> {
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Err(err) if err.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
@@ -204,6 +219,7 @@ fn print(text: &str) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use futures::FutureExt;
 
     use super::*;
 
@@ -219,7 +235,8 @@ mod tests {
         std::fs::write(&file, text).unwrap();
         let file = file.to_str().unwrap();
         let line = ["graph", "check", file].into_iter().chain(flags.iter().copied());
-        let result = run(Cli::parse_from(line).args).map_err(|err| err.to_string());
+        let result = run(Cli::parse_from(line).args).now_or_never().unwrap();
+        let result = result.map_err(|err| err.to_string());
         assert_eq!(result, expected.map_err(str::to_owned), "{text} {flags:?}");
     }
 

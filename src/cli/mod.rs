@@ -9,6 +9,7 @@ mod client;
 mod config;
 mod follow;
 mod graph;
+mod graph_test;
 mod models;
 mod run;
 mod runs;
@@ -63,7 +64,7 @@ enum Command {
     Serve(Box<crate::config::ServeArgs>),
     /// Check the server's configuration file.
     Config(config::ConfigArgs),
-    /// Check, draw and describe graph files.
+    /// Check, draw, describe and test graph files.
     Graph(graph::GraphArgs),
     /// Run the agent of a worker machine: accepts jobs and runs them in sandboxes.
     Worker(worker::WorkerArgs),
@@ -91,7 +92,7 @@ pub fn main() -> ExitCode {
             Command::Webhooks(args) => webhooks::run(args).await,
             Command::Serve(args) => serve::run(*args).await,
             Command::Config(args) => config::run(&args),
-            Command::Graph(args) => graph::run(args),
+            Command::Graph(args) => graph::run(args).await,
             Command::Worker(args) => worker::run(args).await,
         }
     });

@@ -99,7 +99,9 @@ fn graph_files(dir: &Path) -> Vec<(String, String)> {
         let path = entry.unwrap().path();
         if path.is_dir() {
             found.extend(graph_files(&path));
-        } else if path.extension().is_some_and(|extension| extension == "yaml") {
+        } else if path.extension().is_some_and(|extension| extension == "yaml")
+            && !cynai::graph::load::is_cases(&path)
+        {
             let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
             found.push((name, fs::read_to_string(&path).unwrap()));
         }

@@ -16,6 +16,7 @@ use super::definition::GraphFile;
 use super::model::Graph;
 use super::source::{MAX_FILE_BYTES, Source};
 use read::Read;
+pub(crate) use read::read_value;
 
 /// Files of one directory.
 pub const MAX_FILES: usize = 1_000;
@@ -180,13 +181,25 @@ pub fn load_paths(paths: &[PathBuf], registry: &dyn NodeNames) -> Result<Loaded,
     Ok(load_all(&texts, registry))
 }
 
-fn files_of(path: &Path) -> Result<Vec<PathBuf>, LoadError> {
+/// Whether a file beside graphs holds cases of a test: `NAME.test.yaml`.
+#[must_use]
+pub fn is_cases(file: &Path) -> bool {
+    let stem = file.file_stem().map(Path::new).and_then(Path::extension);
+    stem.is_some_and(|stem| stem == "test")
+}
+
+/// The graph files of a directory, sorted.
+///
+/// # Errors
+/// It cannot be read, or holds too many.
+pub fn files_of(path: &Path) -> Result<Vec<PathBuf>, LoadError> {
     let failed = |source| LoadError::Read { path: path.display().to_string(), source };
     let mut files = Vec::new();
     for entry in std::fs::read_dir(path).map_err(failed)? {
         let file = entry.map_err(failed)?.path();
         let extension = file.extension().and_then(|extension| extension.to_str());
-        if file.is_file() && matches!(extension, Some("yaml" | "yml" | "json")) {
+        let format = matches!(extension, Some("yaml" | "yml" | "json"));
+        if format && !is_cases(&file) && file.is_file() {
             files.push(file);
         }
     }
@@ -198,7 +211,10 @@ fn files_of(path: &Path) -> Result<Vec<PathBuf>, LoadError> {
 }
 
 /// The text of a file, or a little more than may be: the rest of a large file is not read.
-fn read_text(path: &Path) -> Result<String, LoadError> {
+///
+/// # Errors
+/// It cannot be read, or is no UTF-8.
+pub fn read_text(path: &Path) -> Result<String, LoadError> {
     use std::io::Read as _;
     let failed = |source| LoadError::Read { path: path.display().to_string(), source };
     let mut bytes = Vec::new();

@@ -53,6 +53,27 @@ pub(super) fn graph_file(root: Value, problems: &mut Vec<Diagnostic>) -> Option<
     Some(Read { file, broken })
 }
 
+/// Reads one part of a file; `path` leads to it.
+pub(crate) fn read_value<T: DeserializeOwned>(
+    path: &[&str],
+    value: Value,
+) -> Result<T, Box<Diagnostic>> {
+    serde_path_to_error::deserialize(value).map_err(|err| {
+        let inner: Vec<String> = err
+            .path()
+            .iter()
+            .filter_map(|segment| match segment {
+                serde_path_to_error::Segment::Seq { index } => Some(index.to_string()),
+                serde_path_to_error::Segment::Map { key } => Some(key.clone()),
+                _ => None,
+            })
+            .collect();
+        let mut path = path.to_vec();
+        path.extend(inner.iter().map(String::as_str));
+        Box::new(explain(&path, &err.inner().to_string()))
+    })
+}
+
 struct Reader<'a> {
     problems: &'a mut Vec<Diagnostic>,
     broken: Vec<Vec<String>>,
@@ -60,24 +81,7 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn value<T: DeserializeOwned>(&mut self, path: &[&str], value: Value) -> Option<T> {
-        match serde_path_to_error::deserialize(value) {
-            Ok(read) => Some(read),
-            Err(err) => {
-                let inner: Vec<String> = err
-                    .path()
-                    .iter()
-                    .filter_map(|segment| match segment {
-                        serde_path_to_error::Segment::Seq { index } => Some(index.to_string()),
-                        serde_path_to_error::Segment::Map { key } => Some(key.clone()),
-                        _ => None,
-                    })
-                    .collect();
-                let mut path = path.to_vec();
-                path.extend(inner.iter().map(String::as_str));
-                self.problems.push(explain(&path, &err.inner().to_string()));
-                None
-            }
-        }
+        read_value(path, value).map_err(|problem| self.problems.push(*problem)).ok()
     }
 
     fn optional<T: DeserializeOwned>(
