@@ -26,6 +26,7 @@ mod races;
 mod retention;
 mod runs;
 mod scoping;
+mod sdk_js;
 mod sdk_python;
 mod secrets;
 mod support;
