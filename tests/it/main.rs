@@ -10,6 +10,7 @@
 )]
 
 mod access;
+mod answers;
 mod architecture;
 mod assistants;
 mod bench;
