@@ -23,6 +23,7 @@ mod examples;
 mod faults;
 mod gateway;
 mod models;
+mod notes_digest;
 mod races;
 mod retention;
 mod runs;
