@@ -10,7 +10,7 @@ CRASH_SECONDS ?= 0
 REPETITIONS ?= 1
 export CYNAI_CRASH_SECONDS := $(CRASH_SECONDS)
 
-.PHONY: help setup build release test test-crash demo bench bench-peers check fmt sqlx ci clean
+.PHONY: help setup build release test test-crash demo demo-tools bench bench-peers check fmt sqlx ci clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -37,6 +37,10 @@ test-crash: ## Run the long crash tests (CRASH_SECONDS=600 for a slice of ten mi
 demo: ## Run the example: sandboxed jobs, a person's answer, and a kill -9 on the way
 	@scripts/setup build test
 	@scripts/demo
+
+demo-tools: ## Run the example with tools and a model: a kill -9 between an act and its record
+	@scripts/setup build test demo-tools
+	@scripts/demo-tools
 
 bench: ## Measure this machine: JSON lines
 	@scripts/setup build test

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use eventsource_stream::{Event, Eventsource};
@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 use super::client::{Client, Refused};
 use super::show;
+use super::speech::{Said, Speech};
 
 const AWAY_AT_MOST: u32 = 120;
 const PAUSE: Duration = Duration::from_secs(1);
@@ -29,6 +30,16 @@ pub(super) enum Watch {
     Live,
     /// Its events, as JSON lines.
     Json,
+}
+
+impl Watch {
+    /// The stream modes that this needs, for a run that is started, or followed again.
+    pub(super) fn modes(self) -> &'static [&'static str] {
+        match self {
+            Self::Quiet => &["tasks"],
+            Self::Live | Self::Json => &["tasks", "custom", "messages-tuple"],
+        }
+    }
 }
 
 /// A run by its path, and its last event.
@@ -71,13 +82,19 @@ pub(super) async fn follow(
             progress.say("connection lost; waiting for the server");
         }
         tokio::time::sleep(PAUSE).await;
-        response = reopen(client, &position).await?;
+        response = reopen(client, &position, watch).await?;
     }
 }
 
 /// `None` while the server cannot be reached.
-async fn reopen(client: &Client, position: &Position) -> anyhow::Result<Option<Response>> {
-    let path = format!("{}/stream?stream_mode=tasks&stream_mode=custom", position.path);
+async fn reopen(
+    client: &Client,
+    position: &Position,
+    watch: Watch,
+) -> anyhow::Result<Option<Response>> {
+    let modes: Vec<String> =
+        watch.modes().iter().map(|mode| format!("stream_mode={mode}")).collect();
+    let path = format!("{}/stream?{}", position.path, modes.join("&"));
     let last = position.last.as_deref().unwrap_or("-1");
     match client.open(Method::GET, &path, None, &[("last-event-id", last)]).await {
         Ok(response) => Ok(Some(response)),
@@ -115,26 +132,55 @@ async fn drain(
 #[derive(Debug)]
 struct Progress {
     watch: Watch,
+    /// Whether there is a bar where no text is being said.
+    has_bar: bool,
     bar: Option<ProgressBar>,
+    began: Instant,
     superstep: u32,
     /// What the ids of its events begin with.
     place: String,
     /// Node -> activations that started and ended.
     nodes: BTreeMap<String, (u32, u32)>,
+    speech: Speech,
+    /// Whose words the line under way has.
+    speaking: Option<String>,
 }
 
 impl Progress {
     fn new(watch: Watch) -> Self {
-        let live = watch == Watch::Live && std::io::stderr().is_terminal();
-        let bar = live.then(|| {
-            let bar = ProgressBar::new_spinner();
-            bar.enable_steady_tick(Duration::from_millis(120));
-            if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} [{elapsed}]") {
-                bar.set_style(style);
-            }
-            bar
-        });
-        Self { watch, bar, superstep: 0, place: String::new(), nodes: BTreeMap::new() }
+        let mut progress = Self {
+            watch,
+            has_bar: watch == Watch::Live && std::io::stderr().is_terminal(),
+            bar: None,
+            began: Instant::now(),
+            superstep: 0,
+            place: String::new(),
+            nodes: BTreeMap::new(),
+            speech: Speech::default(),
+            speaking: None,
+        };
+        progress.draw();
+        progress
+    }
+
+    /// Draws the bar, where there is to be one and there is none.
+    fn draw(&mut self) {
+        if !self.has_bar || self.bar.is_some() {
+            return;
+        }
+        let bar = ProgressBar::new_spinner().with_elapsed(self.began.elapsed());
+        bar.enable_steady_tick(Duration::from_millis(120));
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} [{elapsed}]") {
+            bar.set_style(style);
+        }
+        self.bar = Some(bar);
+        self.describe();
+    }
+
+    fn describe(&self) {
+        if let Some(bar) = self.bar.as_ref().filter(|_| self.superstep > 0) {
+            bar.set_message(format!("superstep {}: {}", self.superstep, self.counts()));
+        }
     }
 
     fn event(&mut self, event: &Event) {
@@ -155,8 +201,39 @@ impl Progress {
         match mode {
             "tasks" if namespace.is_empty() => self.activation(place, data),
             "custom" => self.say(&format!("  {}", show::text(data))),
+            "messages" => self.said(data),
             _ => {}
         }
+    }
+
+    fn said(&mut self, data: &Value) {
+        for said in self.speech.take(data) {
+            match said {
+                Said::Line(line) => self.say(&line),
+                Said::Piece { speaker, node, text } => self.speak(speaker, &node, &text),
+            }
+        }
+    }
+
+    /// Adds words to the line under way. While there is one, there is no bar.
+    fn speak(&mut self, speaker: String, node: &str, text: &str) {
+        if self.speaking.as_ref().is_none_or(|before| *before != speaker) {
+            self.hush();
+            if let Some(bar) = self.bar.take() {
+                bar.finish_and_clear();
+            }
+            show::note_part(&format!("  {node}: "));
+        }
+        show::note_part(&text.replace('\n', "\n    "));
+        self.speaking = Some(speaker);
+    }
+
+    /// Ends the line under way.
+    fn hush(&mut self) {
+        if self.speaking.take().is_some() {
+            show::note_part("\n");
+        }
+        self.draw();
     }
 
     /// An activation began, or it ended: the end has a result. One that is over at once has no begin.
@@ -175,12 +252,10 @@ impl Progress {
             counts.0 = counts.0.max(counts.1);
             self.ended(&name, data);
         }
-        if let Some(bar) = &self.bar {
-            bar.set_message(format!("superstep {}: {}", self.superstep, self.counts()));
-        }
+        self.describe();
     }
 
-    fn ended(&self, name: &str, data: &Value) {
+    fn ended(&mut self, name: &str, data: &Value) {
         if !data["error"].is_null() {
             let error = data["error"].get("message").unwrap_or(&data["error"]);
             self.say(&format!("  {name} failed: {}", show::text(error)));
@@ -204,7 +279,8 @@ impl Progress {
         self.nodes.clear();
     }
 
-    fn say(&self, text: &str) {
+    fn say(&mut self, text: &str) {
+        self.hush();
         match (&self.bar, self.watch) {
             (Some(bar), _) => bar.suspend(|| show::note(text)),
             (None, Watch::Live) => show::note(text),
@@ -216,6 +292,7 @@ impl Progress {
         if self.watch == Watch::Live {
             self.end_superstep();
         }
+        self.hush();
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
         }

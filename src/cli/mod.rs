@@ -5,9 +5,11 @@
 //!
 //! **Invariant:** only this folder prints.
 
+mod answer;
 mod client;
 mod config;
 mod follow;
+mod form;
 mod graph;
 mod graph_test;
 mod models;
@@ -16,6 +18,7 @@ mod runs;
 mod secrets;
 mod serve;
 mod show;
+mod speech;
 mod threads;
 mod token;
 mod tools;
@@ -46,6 +49,8 @@ struct Cli {
 enum Command {
     /// Start a run of a graph and follow it to its end.
     Run(run::RunArgs),
+    /// List what waits for a person, or answer it.
+    Answer(answer::AnswerArgs),
     /// List, show and cancel runs.
     Runs(runs::RunsArgs),
     /// List and show threads and their history.
@@ -83,6 +88,7 @@ pub fn main() -> ExitCode {
     let result = runtime.block_on(async {
         match cli.command {
             Command::Run(args) => run::run(args).await,
+            Command::Answer(args) => answer::run(args).await,
             Command::Runs(args) => runs::run(args).await,
             Command::Threads(args) => threads::run(args).await,
             Command::Token(args) => token::run(args).await,

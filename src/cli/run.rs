@@ -1,7 +1,7 @@
 //! `cynai run`: starts a run, follows it, answers what it asks, prints what came out.
 
 use std::collections::VecDeque;
-use std::io::{BufRead, IsTerminal, Write};
+use std::io::IsTerminal;
 
 use anyhow::{Context, bail};
 use clap::Args;
@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::client::{Client, ClientArgs, json_argument};
 use super::follow::{Watch, follow};
+use super::form::Form;
 use super::show;
 
 /// Start a run of a graph and follow it to its end.
@@ -57,45 +58,31 @@ pub(super) struct RunArgs {
 pub(super) async fn run(args: RunArgs) -> anyhow::Result<()> {
     let input = args.input.as_deref().map(|input| json_argument("--input", input)).transpose()?;
     let answers = args.answers.iter().map(|answer| json_argument("--answer", answer));
-    let mut answers = answers.collect::<anyhow::Result<VecDeque<_>>>()?;
+    let answers = answers.collect::<anyhow::Result<VecDeque<_>>>()?;
     let client = args.client.client()?;
     let thread = match args.thread {
         Some(thread) => thread.to_string(),
         None => new_thread(&client).await?,
     };
-    let mut body = match (args.thread, input) {
+    let watch = args.watch();
+    let mut conversation =
+        Conversation { client: &client, graph: args.graph.clone(), thread, answers, watch };
+    let body = match (args.thread, input) {
         (_, input) if args.checkpoint.is_some() => {
             json!({"assistant_id": args.graph, "input": input, "checkpoint_id": args.checkpoint})
         }
-        (Some(_), None) if !answers.is_empty() => resume(&args.graph, answers.pop_front()),
+        (Some(_), None) if !conversation.answers.is_empty() => {
+            let answer = conversation.answers.pop_front().unwrap_or_default();
+            conversation.resume(&answer)
+        }
         (_, input) => {
             json!({"assistant_id": args.graph, "input": input.unwrap_or_else(|| json!({}))})
         }
     };
     if args.detach {
-        return detach(&client, &args, &thread, &body).await;
+        return conversation.detach(&body).await;
     }
-    let watch = args.watch();
-    loop {
-        let values = one(&client, &thread, body, watch).await?;
-        if let Some(error) = values.get("__error__") {
-            bail!(
-                "the run failed: {}: {}",
-                show::text(&error["error"]),
-                show::text(&error["message"])
-            );
-        }
-        let Some(asked) = values.get("__interrupt__").and_then(Value::as_array).cloned() else {
-            finish(&args, &thread, &values);
-            return Ok(());
-        };
-        let answer =
-            answers.pop_front().map_or_else(|| ask(&args, &asked), |answer| Ok(Some(answer)));
-        let Some(answer) = answer? else {
-            return unanswered(&args, &thread, &values, &asked);
-        };
-        body = resume(&args.graph, Some(answer));
-    }
+    conversation.go(body).await
 }
 
 impl RunArgs {
@@ -110,99 +97,123 @@ impl RunArgs {
     }
 }
 
-fn resume(graph: &str, answer: Option<Value>) -> Value {
-    json!({"assistant_id": graph, "command": {"resume": answer}})
-}
-
 async fn new_thread(client: &Client) -> anyhow::Result<String> {
     let thread = client.post("/threads", &json!({})).await?;
     let id = thread["thread_id"].as_str().context("the server made no thread")?;
     Ok(id.to_owned())
 }
 
-async fn detach(client: &Client, args: &RunArgs, thread: &str, body: &Value) -> anyhow::Result<()> {
-    let run = client.post(&format!("/threads/{thread}/runs"), body).await?;
-    if args.client.json {
-        show::json_line(&run);
-    } else {
-        show::line(show::text(&run["run_id"]));
-        show::note(format!(
-            "on thread {thread}; `cynai runs show {}` shows it",
-            show::text(&run["run_id"])
-        ));
-    }
-    Ok(())
+/// Runs on one thread, as long as it asks and is answered.
+#[derive(Debug)]
+pub(super) struct Conversation<'a> {
+    /// The server.
+    pub(super) client: &'a Client,
+    /// A graph's name, or an assistant's id.
+    pub(super) graph: String,
+    /// The thread's id.
+    pub(super) thread: String,
+    /// Answers to what will be asked, used in turn.
+    pub(super) answers: VecDeque<Value>,
+    /// What is shown of the runs.
+    pub(super) watch: Watch,
 }
 
-/// Starts a run, follows it to its end, and reads its values.
-async fn one(
-    client: &Client,
-    thread: &str,
-    mut body: Value,
-    watch: Watch,
-) -> anyhow::Result<Value> {
-    body["stream_mode"] = json!(["tasks", "custom"]);
-    body["stream_resumable"] = true.into();
-    let path = format!("/threads/{thread}/runs/stream");
-    let response = client.open(Method::POST, &path, Some(&body), &[]).await?;
-    let run = follow(client, response, watch).await?;
-    client.get(&format!("{run}/join")).await
-}
+impl Conversation<'_> {
+    /// The request of a run that brings an answer.
+    pub(super) fn resume(&self, answer: &Value) -> Value {
+        json!({"assistant_id": self.graph, "command": {"resume": answer}})
+    }
 
-/// Asks the person at the terminal; `None` when there is none.
-fn ask(args: &RunArgs, asked: &[Value]) -> anyhow::Result<Option<Value>> {
-    if args.client.json || !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
-        return Ok(None);
+    /// Starts the run of `body`, and those that answer what it asks, and prints what came out.
+    pub(super) async fn go(mut self, mut body: Value) -> anyhow::Result<()> {
+        loop {
+            let values = self.one(body).await?;
+            if let Some(error) = values.get("__error__") {
+                bail!(
+                    "the run failed: {}: {}",
+                    show::text(&error["error"]),
+                    show::text(&error["message"])
+                );
+            }
+            let Some(asked) = values.get("__interrupt__").and_then(Value::as_array).cloned() else {
+                self.finish(&values);
+                return Ok(());
+            };
+            let answer = match self.answers.pop_front() {
+                Some(answer) => Some(answer),
+                None => self.ask(&asked)?,
+            };
+            let Some(answer) = answer else {
+                self.unanswered(&values, &asked);
+                return Ok(());
+            };
+            body = self.resume(&answer);
+        }
     }
-    let mut answers = serde_json::Map::new();
-    for question in asked {
-        let id = question["id"].as_str().context("a question has no id")?;
-        answers.insert(id.to_owned(), ask_one(question)?);
-    }
-    Ok(Some(Value::Object(answers)))
-}
 
-fn ask_one(question: &Value) -> anyhow::Result<Value> {
-    show::note(format!("\n{}", show::text(&question["value"])));
-    if let Some(schema) = question.get("response_schema").filter(|schema| !schema.is_null()) {
-        show::note(format!("  (an answer is JSON of {schema})"));
+    /// Starts the run of `body`, prints its id, and leaves it.
+    pub(super) async fn detach(&self, body: &Value) -> anyhow::Result<()> {
+        let run = self.client.post(&format!("/threads/{}/runs", self.thread), body).await?;
+        if self.watch == Watch::Json {
+            show::json_line(&run);
+        } else {
+            let id = show::text(&run["run_id"]);
+            show::line(&id);
+            show::note(format!("on thread {}; `cynai runs show {id}` shows it", self.thread));
+        }
+        Ok(())
     }
-    let mut stderr = std::io::stderr();
-    write!(stderr, "> ").and_then(|()| stderr.flush()).context("could not ask")?;
-    let mut line = String::new();
-    if std::io::stdin().lock().read_line(&mut line).context("could not read the answer")? == 0 {
-        bail!("no answer was given");
-    }
-    let line = line.trim();
-    Ok(serde_json::from_str(line).unwrap_or_else(|_| line.into()))
-}
 
-fn finish(args: &RunArgs, thread: &str, values: &Value) {
-    if args.client.json {
-        show::json_line(&json!({"event": "result", "data": values, "thread_id": thread}));
-    } else {
-        show::pretty(values);
-        show::note(format!("thread {thread}"));
+    /// Starts a run, follows it to its end, and reads its values.
+    async fn one(&self, mut body: Value) -> anyhow::Result<Value> {
+        body["stream_mode"] = json!(self.watch.modes());
+        body["stream_resumable"] = true.into();
+        let path = format!("/threads/{}/runs/stream", self.thread);
+        let response = self.client.open(Method::POST, &path, Some(&body), &[]).await?;
+        let run = follow(self.client, response, self.watch).await?;
+        self.client.get(&format!("{run}/join")).await
     }
-}
 
-/// A run that waits for a person is no failure: its thread keeps the question.
-fn unanswered(args: &RunArgs, thread: &str, values: &Value, asked: &[Value]) -> anyhow::Result<()> {
-    if args.client.json {
-        show::json_line(&json!({"event": "result", "data": values, "thread_id": thread}));
-        return Ok(());
+    /// Asks the person at the terminal; `None` when there is none. The answers are by the ids of the questions.
+    pub(super) fn ask(&self, asked: &[Value]) -> anyhow::Result<Option<Value>> {
+        let is_terminal = std::io::stdin().is_terminal() && std::io::stderr().is_terminal();
+        if self.watch == Watch::Json || !is_terminal {
+            return Ok(None);
+        }
+        let mut form = Form::new(std::io::stdin().lock(), std::io::stderr());
+        let mut answers = serde_json::Map::new();
+        for question in asked {
+            let id = question["id"].as_str().context("a question has no id")?;
+            answers.insert(id.to_owned(), form.answer(question)?);
+        }
+        Ok(Some(Value::Object(answers)))
     }
-    for question in asked {
-        show::line(format!(
-            "asks {}: {}",
-            show::text(&question["id"]),
-            show::text(&question["value"])
-        ));
+
+    fn finish(&self, values: &Value) {
+        if self.watch == Watch::Json {
+            show::json_line(&json!({"event": "result", "data": values, "thread_id": self.thread}));
+        } else {
+            show::pretty(values);
+            show::note(format!("thread {}", self.thread));
+        }
     }
-    show::note(format!(
-        "answer with: cynai run {} --thread {thread} --answer JSON{}",
-        args.graph,
-        if asked.len() > 1 { " (an object: id of the question -> answer)" } else { "" }
-    ));
-    Ok(())
+
+    /// A run that waits for a person is no failure: its thread keeps the question.
+    fn unanswered(&self, values: &Value, asked: &[Value]) {
+        let thread = &self.thread;
+        if self.watch == Watch::Json {
+            show::json_line(&json!({"event": "result", "data": values, "thread_id": thread}));
+            return;
+        }
+        for question in asked {
+            show::line(format!(
+                "asks {}: {}",
+                show::text(&question["id"]),
+                show::text(&question["value"])
+            ));
+        }
+        let several =
+            if asked.len() > 1 { " (an object: id of the question -> answer)" } else { "" };
+        show::note(format!("answer with: cynai answer {thread} JSON{several}"));
+    }
 }

@@ -59,6 +59,18 @@ pub(super) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
+/// The same for a text of several lines, whose ends stay.
+pub(super) fn printable_lines(text: &str) -> String {
+    let kept = text.replace("\r\n", "\n");
+    kept.chars().map(|c| if c.is_control() && c != '\n' { ' ' } else { c }).collect()
+}
+
+/// Says a part of a line beside the result.
+pub(super) fn note_part(text: &str) {
+    let mut stderr = std::io::stderr().lock();
+    let _ = stderr.write_all(text.as_bytes()).and_then(|()| stderr.flush());
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;

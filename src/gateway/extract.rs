@@ -97,11 +97,16 @@ impl Params {
         self.0.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
-    /// All parameters of this name; a value may also be a list separated by commas.
+    /// All parameters of this name; a value may also be a list, separated by commas or as JSON: clients write all
+    /// three.
     pub(super) fn all(&self, name: &str) -> Vec<String> {
         let values = self.0.iter().filter(|(key, _)| key == name);
-        let words = values.flat_map(|(_, value)| value.split(','));
-        words.filter(|word| !word.is_empty()).map(str::to_owned).collect()
+        let words =
+            values.flat_map(|(_, value)| match serde_json::from_str::<Vec<String>>(value) {
+                Ok(words) => words,
+                Err(_) => value.split(',').map(str::to_owned).collect(),
+            });
+        words.filter(|word| !word.is_empty()).collect()
     }
 
     /// A switch, in any of the four spellings that clients use; absent is off.
@@ -160,8 +165,9 @@ mod tests {
 
     #[test]
     fn repeated_and_comma_separated_values_are_collected() {
-        let params = params(&[("m", "a,b"), ("x", "y"), ("m", "c")]);
+        let params = params(&[("m", "a,b"), ("x", "y"), ("m", "c"), ("j", r#"["d", "e"]"#)]);
         assert_eq!(params.all("m"), ["a", "b", "c"]);
+        assert_eq!(params.all("j"), ["d", "e"]);
         assert_eq!(params.get("m"), Some("c"));
         assert!(params.all("none").is_empty());
     }

@@ -1,7 +1,8 @@
 //! Every example runs to its end, on a real server, with real jobs in real sandboxes; and what the
 //! documents show of them is what the program makes.
 //!
-//! **Invariant:** a file under `examples/` that no case runs fails the test.
+//! **Invariant:** a file under `examples/` that no case runs fails the test. (`notes-digest` has a test of its own, for
+//! the servers that it needs.)
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -97,6 +98,9 @@ fn graph_files(dir: &Path) -> Vec<(String, String)> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
+        if path.ends_with("notes-digest") {
+            continue;
+        }
         if path.is_dir() {
             found.extend(graph_files(&path));
         } else if path.extension().is_some_and(|extension| extension == "yaml")

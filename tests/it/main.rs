@@ -11,6 +11,7 @@
 
 mod access;
 mod agents;
+mod answers;
 mod architecture;
 mod assistants;
 mod bench;
@@ -23,10 +24,12 @@ mod examples;
 mod faults;
 mod gateway;
 mod models;
+mod notes_digest;
 mod races;
 mod retention;
 mod runs;
 mod scoping;
+mod sdk_js;
 mod sdk_python;
 mod secrets;
 mod support;

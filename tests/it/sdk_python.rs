@@ -1,8 +1,11 @@
-//! The unmodified Python SDK of LangGraph against a server: `tests/sdk/test_sdk.py` in a venv of its own.
+//! The unmodified Python SDK of LangGraph against a server: `tests/sdk/test_sdk.py` and `test_agent.py`, in a venv of its
+//! own.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use crate::support::agent;
+use crate::support::model_endpoint::ModelEndpoint;
 use crate::support::server::{Site, Start};
 
 const SDK: &str = "langgraph-sdk==0.4.14";
@@ -41,6 +44,10 @@ fn succeed(command: &mut Command, hint: &str) {
 
 /// A Python that has the SDK. It is made once, and kept beside what cargo builds.
 fn python() -> PathBuf {
+    // Several tests begin at once: one installs, the others wait.
+    let lock = Path::new(env!("CARGO_TARGET_TMPDIR")).join("langgraph-sdk.lock");
+    let lock = std::fs::File::create(lock).unwrap();
+    lock.lock().unwrap();
     let venv = Path::new(env!("CARGO_TARGET_TMPDIR")).join(SDK.replace("==", "-"));
     let python = venv.join("bin/python");
     let version =
@@ -95,4 +102,30 @@ async fn the_python_sdk_works_unmodified() {
     assert!(said.contains("the SDK's steps all went as they should"), "{said}");
     let stopped = server.stop().await;
     assert!(stopped.success(), "{stopped:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agents_stream_is_left_and_taken_up_again_by_the_python_sdk() {
+    let python = tokio::task::spawn_blocking(python).await.unwrap();
+    let endpoint = ModelEndpoint::start().await;
+    // The synchronous client's run, and the asynchronous one's.
+    endpoint.plays(agent::one_run());
+    endpoint.plays(agent::one_run());
+    let site = agent::site(&endpoint, &[]);
+    let server = site.start(&Start::default()).await;
+    let token = std::fs::read_to_string(site.path("token")).unwrap();
+    let mut command = Command::new(python);
+    command
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sdk/test_agent.py"))
+        .arg(server.address())
+        .env("CYNAI_TOKEN", token.trim())
+        .env("TEXTS", agent::texts().to_string())
+        .env("NO_PROXY", "*")
+        .env("PYTHONDONTWRITEBYTECODE", "1");
+    let output = tokio::task::spawn_blocking(move || run(&mut command)).await.unwrap();
+    let (said, complained) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{said}{complained}");
+    assert!(said.contains("the agent's streams all went as they should"), "{said}");
+    assert!(server.stop().await.success());
 }

@@ -1,6 +1,7 @@
 //! A whole system for one test: the services on the test's own database, the gateway on a loopback
 //! port, and a client that shows what came back.
 
+pub(crate) mod agent;
 pub(crate) mod client;
 pub(crate) mod graphs;
 pub(crate) mod load;

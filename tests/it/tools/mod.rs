@@ -4,7 +4,7 @@ mod hostile;
 mod http;
 mod pinning;
 mod processes;
-mod real;
+pub mod real;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -17,7 +17,7 @@ const PACKAGES: [&str; 3] = [
 ];
 
 /// The installed servers. They are installed once, and kept beside what cargo builds.
-async fn servers() -> PathBuf {
+pub async fn servers() -> PathBuf {
     tokio::task::spawn_blocking(|| {
         let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("mcp-servers");
         std::fs::create_dir_all(&dir).unwrap();
