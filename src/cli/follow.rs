@@ -210,6 +210,8 @@ impl Progress {
         for said in self.speech.take(data) {
             match said {
                 Said::Line(line) => self.say(&line),
+                Said::Over(speaker) if self.speaking.as_ref() == Some(&speaker) => self.hush(),
+                Said::Over(_) => {}
                 Said::Piece { speaker, node, text } => self.speak(speaker, &node, &text),
             }
         }

@@ -21,30 +21,32 @@ const MAX_CHOICES: usize = 100;
 pub(super) struct Form<R, W> {
     input: R,
     output: W,
+    /// How often something was asked.
+    asked: usize,
 }
 
 impl<R: BufRead, W: Write> Form<R, W> {
     /// Reads from `input`, asks on `output`.
     pub(super) fn new(input: R, output: W) -> Self {
-        Self { input, output }
+        Self { input, output, asked: 0 }
     }
 
     /// Shows a question (`value`, `response_schema`) and asks for its answer until it fits.
     ///
     /// # Errors
-    /// When the input ends, or nothing can be shown.
+    /// When the input ends, when nothing can be shown, and for a schema that leaves nothing to ask and fits nothing.
     pub(super) fn answer(&mut self, question: &Value) -> anyhow::Result<Value> {
         self.say(&format!("\n{}", in_words(&question["value"])))?;
         let schema = question.get("response_schema").filter(|schema| !schema.is_null());
         let schema = schema.unwrap_or(&Value::Bool(true));
         loop {
-            // A field that is not required can be left out, but an answer is something.
-            if let Some(answer) = self.field("", schema, true, 0)? {
-                match problem(schema, &answer) {
-                    None => return Ok(answer),
-                    Some(why) => self.say(&format!("  that does not fit: {why}"))?,
-                }
+            let before = self.asked;
+            let answer = self.field("", schema, true, 0)?.unwrap_or_default();
+            let Some(why) = problem(schema, &answer) else { return Ok(answer) };
+            if self.asked == before {
+                bail!("there is no form for this answer ({why}): give it as JSON");
             }
+            self.say(&format!("  that does not fit: {why}"))?;
         }
     }
 
@@ -61,7 +63,9 @@ impl<R: BufRead, W: Write> Form<R, W> {
         }
         let fields = schema.get("properties").and_then(Value::as_object);
         if let Some(fields) = fields.filter(|_| is_type(schema, "object") && depth < MAX_DEPTH) {
-            return self.object(name, schema, fields, is_required, depth).map(Some);
+            let answer = self.object(name, schema, fields, is_required, depth)?;
+            let is_left_out = answer.is_empty() && !is_required;
+            return Ok(Some(answer).filter(|_| !is_left_out).map(Value::Object));
         }
         let choices = schema.get("enum").and_then(Value::as_array);
         let choices = choices.filter(|choices| choices.len() <= MAX_CHOICES);
@@ -100,21 +104,25 @@ impl<R: BufRead, W: Write> Form<R, W> {
         fields: &Map<String, Value>,
         is_required: bool,
         depth: usize,
-    ) -> anyhow::Result<Value> {
+    ) -> anyhow::Result<Map<String, Value>> {
         if !name.is_empty() {
             self.describe(name, schema, &[])?;
         }
         let required: Vec<&str> =
             schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         let mut answer = Map::new();
+        // What is required and not described is asked as well.
+        let undescribed = required.iter().filter(|key| !fields.contains_key(**key));
+        let undescribed = undescribed.map(|key| (*key, &Value::Bool(true)));
+        let fields = fields.iter().map(|(key, field)| (key.as_str(), field)).chain(undescribed);
         for (key, field) in fields {
-            let path = if name.is_empty() { key.clone() } else { format!("{name}.{key}") };
-            let must = is_required && required.contains(&key.as_str());
+            let path = if name.is_empty() { key.to_owned() } else { format!("{name}.{key}") };
+            let must = is_required && required.contains(&key);
             if let Some(value) = self.field(&path, field, must, depth + 1)? {
-                answer.insert(key.clone(), value);
+                answer.insert(key.to_owned(), value);
             }
         }
-        Ok(Value::Object(answer))
+        Ok(answer)
     }
 
     /// What the schema says of a value in words, and the choices.
@@ -141,6 +149,7 @@ impl<R: BufRead, W: Write> Form<R, W> {
         is_choice: bool,
         is_required: bool,
     ) -> anyhow::Result<String> {
+        self.asked += 1;
         let mut hints = Vec::new();
         if !is_choice {
             hints.push(wanted(schema).to_owned());
@@ -306,6 +315,26 @@ mod tests {
         let inner = json!({ "type": "object", "required": ["n"], "properties": { "n": { "type": "number" } } });
         let outer = json!({ "type": "object", "required": ["o"], "properties": { "o": inner } });
         check(outer, "1.5\n", json!({ "o": { "n": 1.5 } }));
+        let optional = json!({ "type": "object", "properties": { "o": inner_of_one("n"), "x": { "type": "boolean" } } });
+        check(optional, "\ny\n", json!({ "x": true }));
+        // What is required is asked, described or not.
+        check(
+            json!({ "type": "object", "properties": {}, "required": ["b"] }),
+            "7\n",
+            json!({ "b": 7 }),
+        );
+    }
+
+    fn inner_of_one(name: &str) -> Value {
+        json!({ "type": "object", "properties": { name: { "type": "number" } } })
+    }
+
+    #[test]
+    fn a_schema_that_leaves_nothing_to_ask_and_fits_nothing_is_no_endless_loop() {
+        let schema =
+            json!({ "type": "object", "properties": { "a": { "const": 1 } }, "minProperties": 2 });
+        let (answer, shown) = typed(&schema, "");
+        assert!(answer.unwrap_err().to_string().contains("give it as JSON"), "{shown}");
     }
 
     #[test]

@@ -30,6 +30,8 @@ pub(super) enum Said {
         /// The text, without what would steer a terminal; it may have line ends.
         text: String,
     },
+    /// The message of this speaker has come to its end.
+    Over(String),
     /// A line of its own.
     Line(String),
 }
@@ -98,6 +100,7 @@ impl Speech {
                     (show::printable(&call.name), clipped(&show::printable(&call.arguments)));
                 Said::Line(format!("  {node} calls {name} {arguments}"))
             };
+            said.push(Said::Over(speaker));
             said.extend(message.calls.into_values().map(line));
         }
         said
@@ -185,7 +188,8 @@ mod tests {
         assert_eq!(speech.take(&piece("m", &begin)), []);
         assert_eq!(speech.take(&piece("m", &call(json!({ "index": 0, "args": ":1}" })))), []);
         let last = piece("m", &json!({ "chunk_position": "last" }));
-        assert_eq!(speech.take(&last), [line("  think calls read {\"a\":1}")]);
+        let over = Said::Over("think:1".to_owned());
+        assert_eq!(speech.take(&last), [over, line("  think calls read {\"a\":1}")]);
         assert!(speech.messages.is_empty());
     }
 
@@ -196,7 +200,8 @@ mod tests {
         speech.take(&piece("m", &call));
         let again = speech.take(&piece("m.1", &json!({ "content": "b" })));
         assert_eq!(again, [line("  think begins again"), text("b")]);
-        assert_eq!(speech.take(&piece("m.1", &json!({ "chunk_position": "last" }))), []);
+        let last = piece("m.1", &json!({ "chunk_position": "last" }));
+        assert_eq!(speech.take(&last), [Said::Over("think:1".to_owned())]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::process::{Output, Stdio};
 
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 use uuid::Uuid;
 
@@ -55,7 +55,7 @@ struct Town {
     server: Server,
     token: String,
     endpoint: ModelEndpoint,
-    _site: Site,
+    site: Site,
 }
 
 impl Town {
@@ -64,7 +64,7 @@ impl Town {
         let site = agent::site(&endpoint, &[("asks", ASKS), ("one", ONE)]);
         let server = site.start(&Start::default()).await;
         let token = std::fs::read_to_string(site.path("token")).unwrap().trim().to_owned();
-        Self { server, token, endpoint, _site: site }
+        Self { server, token, endpoint, site }
     }
 
     fn command(&self, program: &str) -> Command {
@@ -237,6 +237,33 @@ async fn a_run_shows_what_its_agent_says_and_does() {
         .collect();
     let wanted: Vec<String> = serde_json::from_value(agent::texts()).unwrap();
     assert_eq!(texts, wanted.concat());
+    assert!(town.server.stop().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_watches_a_message_whose_server_is_killed_sees_it_begin_again() {
+    let mut town = Town::new().await;
+    let [first, second] = agent::one_run();
+    town.endpoint.plays([first.clone(), first, second]);
+    let mut command = town.command(PROGRAM);
+    command.args(["run", "helper", "--follow"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let (mut stderr, mut told) = (child.stderr.take().unwrap(), Vec::new());
+    while !String::from_utf8_lossy(&told).contains("help/think: look0 ") {
+        assert!(stderr.read_buf(&mut told).await.unwrap() > 0, "it ended early");
+    }
+    let address = town.server.address().strip_prefix("http://").unwrap().to_owned();
+    let again = Start { listen: Some(address), ..Start::default() };
+    town.server.kill();
+    town.server = town.site.start(&again).await;
+    stderr.read_to_end(&mut told).await.unwrap();
+    assert!(child.wait().await.unwrap().success());
+    let told = String::from_utf8(told).unwrap();
+    let (before, after) = told.split_once("  help/think begins again\n").expect(&told);
+    let texts = agent::texts();
+    let said = format!("  help/think: {}\n", texts[0].as_str().unwrap());
+    assert!(!before.contains(&said) && after.contains(&said), "{told}");
+    assert!(after.contains(texts[1].as_str().unwrap()), "{told}");
     assert!(town.server.stop().await.success());
 }
 
