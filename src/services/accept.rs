@@ -188,6 +188,8 @@ impl Services {
                     StreamMode::Updates
                         | StreamMode::Tasks
                         | StreamMode::Custom
+                        | StreamMode::Messages
+                        | StreamMode::MessagesTuple
                         | StreamMode::Debug
                 )
             })
