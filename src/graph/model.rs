@@ -151,7 +151,7 @@ pub enum NodeKind {
         input: Vec<(String, Template)>,
     },
     /// A message from a language model.
-    Model(ModelTemplate),
+    Model(Box<ModelTemplate>),
     /// A call of a tool of an MCP server.
     Tool(ToolTemplate),
     /// A node written in Rust, found by name in the registry when the graph is loaded.
