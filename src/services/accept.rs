@@ -179,20 +179,7 @@ impl Services {
                 format!("`after_seconds` is {after}; at most {MAX_AFTER_SECONDS} are accepted");
             return Err(ServiceError::invalid_at("/after_seconds", message));
         }
-        let modes: Vec<String> = request
-            .stream_modes
-            .iter()
-            .filter(|mode| {
-                matches!(
-                    mode,
-                    StreamMode::Updates
-                        | StreamMode::Tasks
-                        | StreamMode::Custom
-                        | StreamMode::Debug
-                )
-            })
-            .map(|mode| mode.as_str().to_owned())
-            .collect();
+        let modes = kept_modes(&request.stream_modes);
         let mut config = resolved.config.clone();
         config.extend(request.config.clone());
         let context = match (&resolved.context, &request.context) {
@@ -594,6 +581,15 @@ fn recursion_limit(config: &Object) -> Result<Option<u32>, ServiceError> {
             "`recursion_limit` must be a whole number from 1 on",
         )
     })
+}
+
+/// The modes for which rows are kept; the others show checkpoints.
+fn kept_modes(modes: &[StreamMode]) -> Vec<String> {
+    use StreamMode::{Custom, Debug, Messages, MessagesTuple, Tasks, Updates};
+    let kept = modes
+        .iter()
+        .filter(|mode| matches!(mode, Updates | Tasks | Custom | Messages | MessagesTuple | Debug));
+    kept.map(|mode| mode.as_str().to_owned()).collect()
 }
 
 /// The request as it is echoed. A large input is not kept twice.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::Compiler;
 use super::nodes::Place;
@@ -275,36 +275,74 @@ impl Compiler<'_> {
 /// The file of an agent's graph: the model speaks, the tools that it asks for are called side by side, and so on.
 #[expect(clippy::too_many_lines, reason = "one graph file, as it would be written")]
 fn agent_graph(place: &Place<'_>, def: &AgentDef) -> Value {
+    let mut nodes = Map::new();
+    let mut edges = Vec::new();
+    if def.prompt.is_some() {
+        let said = json!({ "messages": "${[{'type': 'human', 'content': state.prompt}]}" });
+        nodes.insert("ask".to_owned(), json!({ "set": said }));
+        edges.push(json!("start -> ask -> think"));
+    } else {
+        edges.push(json!("start -> think"));
+    }
+    nodes.insert("think".to_owned(), of_attempts(place, think(def)));
+    if def.tools.is_empty() {
+        edges.push(json!("think -> end"));
+    } else {
+        nodes.insert("act".to_owned(), of_attempts(place, act(def)));
+        edges.push(json!("act -> think"));
+        let mut choices = vec![json!({ "when": "size(state.calls) == 0", "to": "end" })];
+        for (name, when) in stops(def) {
+            choices.push(json!({ "when": when, "to": name }));
+            edges.push(json!(format!("{name} -> end")));
+            // Each call has an answer, so that the conversation can go on after the agent.
+            let unanswered = "${state.calls.map(call, {'type': 'tool', 'tool_call_id': call.id, 'name': call.name, \
+                              'id': state.messages[size(state.messages) - 1].id + '-' + call.id, 'status': 'error', \
+                              'content': 'This call was not made: the agent has reached a limit.'})}";
+            let set = json!({ "set": { "stopped": name, "messages": unanswered } });
+            nodes.insert(name.to_owned(), set);
+        }
+        choices.push(json!({ "to": "act" }));
+        edges.push(json!({ "from": "think", "choose": choices }));
+    }
+    json!({
+        "name": "agent",
+        "state": agent_state(),
+        "input": ["system", "prompt", "messages"],
+        "output": [
+            "messages", "text", "json", "turns", "tool_calls", "input_tokens", "output_tokens", "cost_usd", "stopped",
+        ],
+        "limits": { "supersteps": u64::from(turns_of(def)) * 2 + 2 },
+        "nodes": nodes,
+        "edges": edges,
+    })
+}
+
+fn turns_of(def: &AgentDef) -> u32 {
+    def.limits.as_ref().and_then(|limits| limits.turns).unwrap_or(DEFAULT_TURNS)
+}
+
+/// Where an agent stops that has calls to make: the name of the limit, and when it is reached.
+fn stops(def: &AgentDef) -> Vec<(&'static str, String)> {
     let limits = def.limits.clone().unwrap_or_default();
-    let turns = limits.turns.unwrap_or(DEFAULT_TURNS);
     let calls = limits.calls.unwrap_or(DEFAULT_CALLS);
-    let mut checks = vec![
-        json!({ "when": "size(state.calls) == 0", "to": "end" }),
-        json!({ "when": format!("state.turns >= {turns}"), "to": "turns" }),
-        json!({ "when": format!("state.tool_calls + size(state.calls) > {calls}"), "to": "calls" }),
+    let mut stops = vec![
+        ("turns", format!("state.turns >= {}", turns_of(def))),
+        ("calls", format!("state.tool_calls + size(state.calls) > {calls}")),
     ];
-    // Each call has an answer, so that the conversation can go on after the agent.
-    let unanswered = "${state.calls.map(call, {'type': 'tool', 'tool_call_id': call.id, 'name': call.name, \
-                      'id': state.messages[size(state.messages) - 1].id + '-' + call.id, \
-                      'status': 'error', 'content': 'This call was not made: the agent has reached a limit.'})}";
-    let stop = |why: &str| json!({ "set": { "stopped": why, "messages": unanswered } });
-    let mut nodes = json!({ "turns": stop("turns"), "calls": stop("calls") });
     if let Some(tokens) = limits.tokens {
-        let when = format!("state.input_tokens + state.output_tokens >= {tokens}");
-        checks.push(json!({ "when": when, "to": "tokens" }));
-        nodes["tokens"] = stop("tokens");
+        stops.push(("tokens", format!("state.input_tokens + state.output_tokens >= {tokens}")));
     }
     if let Some(cost) = limits.cost_usd {
-        checks.push(json!({ "when": format!("state.cost_usd >= {cost:?}"), "to": "cost" }));
-        nodes["cost"] = stop("cost");
+        stops.push(("cost", format!("state.cost_usd >= {cost:?}")));
     }
     if let Some(duration) = limits.duration {
         let milliseconds = duration.0.as_millis();
-        let when = format!("state.now - state.began >= {milliseconds}");
-        checks.push(json!({ "when": when, "to": "duration" }));
-        nodes["duration"] = stop("duration");
+        stops.push(("duration", format!("state.now - state.began >= {milliseconds}")));
     }
-    checks.push(json!({ "to": "act" }));
+    stops
+}
+
+fn think(def: &AgentDef) -> Value {
     let mut think = json!({
         "model": {
             "model": def.model.as_deref().unwrap_or(DEFAULT_MODEL),
@@ -334,74 +372,49 @@ fn agent_graph(place: &Place<'_>, def: &AgentDef) -> Value {
     if let Some(sampling) = &def.sampling {
         think["model"]["sampling"] = json!(sampling);
     }
-    let mut act = json!({
+    think
+}
+
+fn act(def: &AgentDef) -> Value {
+    json!({
         "for_each": "${state.calls}",
         "as": "call",
         "max_parallel": CALLS_AT_ONCE,
         "tool": { "call": "${call}", "allow": def.tools, "approve": def.approve },
         "set": { "messages": "${[output.message]}", "tool_calls": 1 },
-    });
-    // What the node says of attempts holds for each turn and each call.
+    })
+}
+
+/// What the node says of attempts holds for each turn and each call.
+fn of_attempts(place: &Place<'_>, mut node: Value) -> Value {
     for (key, value) in [
         ("retry", place.def.retry.as_ref().map(|retry| json!(retry))),
         ("timeout", place.def.timeout.map(|timeout| json!(timeout))),
         ("effects", place.def.effects.map(|effects| json!(effects))),
     ] {
         if let Some(value) = value {
-            think[key] = value.clone();
-            act[key] = value;
+            node[key] = value;
         }
     }
-    let mut edges = Vec::new();
-    if def.prompt.is_some() {
-        nodes["ask"] =
-            json!({ "set": { "messages": "${[{'type': 'human', 'content': state.prompt}]}" } });
-        edges.push(json!("start -> ask -> think"));
-    } else {
-        edges.push(json!("start -> think"));
-    }
-    if def.tools.is_empty() {
-        edges.push(json!("think -> end"));
-        nodes = json!({ "ask": nodes.get("ask") });
-        if def.prompt.is_none() {
-            nodes = json!({});
-        }
-    } else {
-        nodes["act"] = act;
-        edges.push(json!({ "from": "think", "choose": checks }));
-        edges.push(json!("act -> think"));
-        for name in ["turns", "calls", "tokens", "cost", "duration"] {
-            if nodes.get(name).is_some() {
-                edges.push(json!(format!("{name} -> end")));
-            }
-        }
-    }
-    nodes["think"] = think;
+    node
+}
+
+fn agent_state() -> Value {
     let counter = |kind: &str| json!({ "type": kind, "reduce": "sum", "default": 0 });
     json!({
-        "name": "agent",
-        "state": {
-            "system": { "type": "string", "default": "" },
-            "prompt": { "type": "string", "default": "" },
-            "messages": { "type": "array", "reduce": "messages" },
-            "calls": { "type": "array", "default": [] },
-            "turns": counter("integer"),
-            "tool_calls": counter("integer"),
-            "input_tokens": counter("integer"),
-            "output_tokens": counter("integer"),
-            "cost_usd": counter("number"),
-            "text": { "type": "string", "default": "" },
-            "json": { "default": null },
-            "began": { "type": "integer", "reduce": "min" },
-            "now": { "type": "integer", "default": 0 },
-            "stopped": { "type": ["string", "null"], "default": null },
-        },
-        "input": ["system", "prompt", "messages"],
-        "output": [
-            "messages", "text", "json", "turns", "tool_calls", "input_tokens", "output_tokens", "cost_usd", "stopped",
-        ],
-        "limits": { "supersteps": u64::from(turns) * 2 + 2 },
-        "nodes": nodes,
-        "edges": edges,
+        "system": { "type": "string", "default": "" },
+        "prompt": { "type": "string", "default": "" },
+        "messages": { "type": "array", "reduce": "messages" },
+        "calls": { "type": "array", "default": [] },
+        "turns": counter("integer"),
+        "tool_calls": counter("integer"),
+        "input_tokens": counter("integer"),
+        "output_tokens": counter("integer"),
+        "cost_usd": counter("number"),
+        "text": { "type": "string", "default": "" },
+        "json": { "default": null },
+        "began": { "type": "integer", "reduce": "min" },
+        "now": { "type": "integer", "default": 0 },
+        "stopped": { "type": ["string", "null"], "default": null },
     })
 }

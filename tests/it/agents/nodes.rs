@@ -126,8 +126,8 @@ async fn a_tool_is_called_once_with_its_key_and_what_fails_is_told(pool: PgPool)
     for (graph, kind, status) in [
         ("add", "invalid_arguments", Some("failed")),
         ("fail", "tool_error", Some("failed")),
-        ("none", "not_found", None),
-        ("nowhere", "not_found", None),
+        ("none", "unknown_tool", None),
+        ("nowhere", "unknown_server", None),
         ("die", "unknown_outcome", Some("unknown")),
     ] {
         let (run, values) = values(&client, graph, json!({ "with": { "a": 1 } })).await;

@@ -154,12 +154,17 @@ async fn a_message_that_a_crash_cut_off_begins_again_under_another_id(pool: PgPo
     let client = server.client();
     let after = seen.last().unwrap().id.clone().unwrap();
     let rest = read(&client, &path, &after, |_| false).await;
-    let (_, thread) = end(&client, &thread, &run).await;
-    assert_eq!(thread["values"]["out"], "A whole message.");
+    let (ended, thread) = end(&client, &thread, &run).await;
+    assert_eq!(
+        thread["values"]["out"],
+        "A whole message.",
+        "{ended} {rest:?} {:?}",
+        super::effects(&client, &run).await
+    );
     let (first, second) = (texts(&seen), texts(&rest));
     assert_eq!(second.len(), 1, "{rest:?}");
     assert_ne!(first[0].0, second[0].0);
-    assert_eq!(second[0].1, "A whole message.");
+    assert_eq!(second[0].1, "A whole message.", "{seen:?} {rest:?}");
     // It was the same request, under the same key.
     let keys: BTreeMap<String, usize> = desk.endpoint.calls_by_key();
     assert_eq!(keys.values().copied().collect::<Vec<_>>(), [2], "{keys:?}");
