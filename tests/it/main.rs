@@ -21,6 +21,7 @@ mod egress;
 mod examples;
 mod faults;
 mod gateway;
+mod kit;
 mod models;
 mod races;
 mod retention;
