@@ -11,9 +11,7 @@ use super::script::{Asker, Call, Said, path_of};
 use super::tools::{Plan, Planned, offered_name, plan, tool_output};
 use super::world::{Caller, World};
 use crate::graph::checkpoint::WaitKind;
-use crate::graph::exec::{
-    Activation, Intent, Node, NodeError, NodeSource, Outcome, Question, Wait,
-};
+use crate::graph::exec::{Activation, Intent, Node, NodeError, NodeSource, Outcome, Wait};
 use crate::graph::expr::Template;
 use crate::graph::model::{
     Effect, JobTemplate, ModelTemplate, Node as NodeSpec, NodeKind, OnUnknown, ToolTemplate,
