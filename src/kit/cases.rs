@@ -19,7 +19,6 @@ pub const MAX_ANSWERS: u32 = 10_000;
 /// A case: a run of a graph, what the world says to it, and what is to come of it.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[schemars(title = "Case of a Cynai graph")]
 pub struct CaseDef {
     /// What it shows, in a few words; unique in the file.
     pub name: String,
@@ -278,7 +277,10 @@ fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, 
 /// The JSON Schema (draft 2020-12) of a file with cases.
 #[must_use]
 pub fn json_schema() -> Value {
-    schemars::schema_for!(Vec<CaseDef>).to_value()
+    let mut schema = schemars::schema_for!(Vec<CaseDef>).to_value();
+    schema["title"] = "Cases of a Cynai graph".into();
+    schema["maxItems"] = MAX_CASES.into();
+    schema
 }
 
 /// The schema as it is committed and printed.

@@ -68,7 +68,7 @@ impl Ledger {
                     if known.called {
                         known.called = false;
                         known.outcomes += 1;
-                    } else if *status == EffectStatus::Unknown {
+                    } else if *status == EffectStatus::Unknown && self.in_flight.contains(&key) {
                         self.left_unknown.insert(key);
                     }
                 }

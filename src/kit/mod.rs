@@ -16,6 +16,7 @@ mod play;
 mod script;
 #[cfg(test)]
 mod tests;
+mod tools;
 mod world;
 
 use std::sync::Arc;

@@ -5,24 +5,17 @@ use std::sync::Arc;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde_json::{Map, Value, json};
-use sha2::{Digest, Sha256};
 
 use super::cases::{ErrorClass, ErrorDef, ToolCallDef, UsageDef};
-use super::script::{Asker, Call, Said, names_tool, path_of};
+use super::script::{Asker, Call, Said, path_of};
+use super::tools::{Plan, Planned, offered_name, plan, tool_output};
 use super::world::{Caller, World};
 use crate::graph::checkpoint::WaitKind;
-use crate::graph::exec::{
-    Activation, Intent, Node, NodeError, NodeSource, Outcome, Question, Wait,
-};
+use crate::graph::exec::{Activation, Intent, Node, NodeError, NodeSource, Outcome, Wait};
 use crate::graph::expr::Template;
 use crate::graph::model::{
-    Effect, JobTemplate, ModelTemplate, Node as NodeSpec, NodeKind, ToolTarget, ToolTemplate,
+    Effect, JobTemplate, ModelTemplate, Node as NodeSpec, NodeKind, OnUnknown, ToolTemplate,
 };
-
-/// Model and tool in the name that a model sees.
-const JOINT: &str = "__";
-/// The longest such name, in bytes.
-const MAX_TOOL_NAME: usize = 64;
 
 /// Finds the stand-ins.
 pub(super) struct Stands(pub(super) Arc<World>);
@@ -98,6 +91,18 @@ fn intent(activation: &Activation<'_>) -> Result<Option<Intent>, NodeError> {
     })
 }
 
+/// Whether a person decides about attempts of the node whose outcome is unknown.
+fn must_ask(node: &NodeSpec) -> bool {
+    let effect = match &node.kind {
+        NodeKind::Tool(template) => template.effect.unwrap_or(Effect::Effectful),
+        _ => node.effect,
+    };
+    match node.on_unknown {
+        Some(policy) => policy == OnUnknown::Ask,
+        None => effect == Effect::Effectful,
+    }
+}
+
 fn refused(said: Said) -> NodeError {
     match said {
         Said::Error(ErrorDef { kind, message, class }) => {
@@ -129,6 +134,7 @@ impl StandIn {
             task: activation.task.id,
             namespace: activation.namespace,
             planned: activation.planned.seq,
+            must_ask: must_ask(activation.node),
         };
         let call = Call {
             path: &path,
@@ -384,142 +390,4 @@ fn model_output(
         "attempts": 1,
         "at": at,
     })
-}
-
-/// What a tool node does next; as the server's own node decides it.
-enum Plan {
-    Call(Planned),
-    Answer(Value),
-    Ask(Question),
-}
-
-struct Planned {
-    /// `SERVER/TOOL`.
-    tool: String,
-    arguments: Map<String, Value>,
-    /// Of a call that a model made.
-    id: Option<String>,
-}
-
-fn plan(activation: &Activation<'_>, template: &ToolTemplate) -> Result<Plan, NodeError> {
-    let mut planned = match &template.target {
-        ToolTarget::Named { server, tool, arguments } => match activation.eval(arguments)? {
-            Value::Object(arguments) => {
-                Planned { tool: format!("{server}/{tool}"), arguments, id: None }
-            }
-            _ => {
-                let message = "the arguments of a tool are an object";
-                return Err(NodeError::fatal("invalid_arguments", message));
-            }
-        },
-        ToolTarget::Call(call) => match called(&template.allow, &activation.eval(call)?) {
-            Ok(planned) => planned,
-            Err(answer) => return Ok(Plan::Answer(answer)),
-        },
-    };
-    if !template.approve.iter().any(|pattern| names_tool(pattern, &planned.tool)) {
-        return Ok(Plan::Call(planned));
-    }
-    let Some(decision) = activation.answers().pop() else {
-        return Ok(Plan::Ask(approval(&planned)));
-    };
-    if decision["action"] == "approve" {
-        if let Some(Value::Object(arguments)) = decision.get("arguments") {
-            planned.arguments = arguments.clone();
-        }
-        return Ok(Plan::Call(planned));
-    }
-    let reason = decision.get("reason").and_then(Value::as_str).unwrap_or("no reason was given");
-    let text = format!("A person rejected this call: {reason}");
-    let id = planned.id.unwrap_or_default();
-    Ok(Plan::Answer(tool_output(&id, &planned.tool, &text, Value::Null, true, true)))
-}
-
-/// A call as a model made it; what is wrong with it is for the model to read.
-fn called(allow: &[String], call: &Value) -> Result<Planned, Value> {
-    let text = |key: &str| call.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
-    let (id, name) = (text("id"), text("name"));
-    let tool = allow.iter().find_map(|pattern| {
-        let (server, tool) = pattern.split_once('/')?;
-        match tool {
-            "*" => name
-                .strip_prefix(&offered_name(server, ""))
-                .filter(|tool| !tool.is_empty())
-                .map(|tool| format!("{server}/{tool}")),
-            tool => (offered_name(server, tool) == name).then(|| pattern.clone()),
-        }
-    });
-    let told = |text: &str| Err(tool_output(&id, &name, text, Value::Null, true, false));
-    let Some(tool) = tool else { return told(&format!("There is no tool `{name}`.")) };
-    match call.get("args") {
-        Some(Value::Object(arguments)) => {
-            Ok(Planned { tool, arguments: arguments.clone(), id: Some(id) })
-        }
-        None | Some(Value::Null) => Ok(Planned { tool, arguments: Map::new(), id: Some(id) }),
-        Some(_) => told("The arguments must be a JSON object."),
-    }
-}
-
-fn approval(planned: &Planned) -> Question {
-    Question {
-        value: json!({
-            "reason": "approve_tool",
-            "tool": planned.tool,
-            "arguments": planned.arguments,
-        }),
-        schema: Some(json!({
-            "type": "object",
-            "properties": {
-                "action": { "enum": ["approve", "reject"] },
-                "arguments": { "type": "object" },
-                "reason": { "type": "string", "maxLength": 4096 },
-            },
-            "required": ["action"],
-            "additionalProperties": false,
-        })),
-        expires: None,
-    }
-}
-
-fn tool_output(
-    id: &str,
-    tool: &str,
-    text: &str,
-    structured: Value,
-    is_error: bool,
-    rejected: bool,
-) -> Value {
-    json!({
-        "text": text,
-        "structured": structured,
-        "content": [{ "type": "text", "text": text }],
-        "is_error": is_error,
-        "rejected": rejected,
-        "message": {
-            "content": text,
-            "additional_kwargs": {},
-            "response_metadata": {},
-            "type": "tool",
-            "name": tool,
-            "id": format!("{id}-answer"),
-            "tool_call_id": id,
-            "artifact": null,
-            "status": if is_error { "error" } else { "success" },
-        },
-    })
-}
-
-/// The name by which a model sees a tool; of a long name the end is a hash.
-fn offered_name(server: &str, tool: &str) -> String {
-    let plain = |text: &str| -> String {
-        let allowed = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '_' | '-');
-        text.chars().map(|letter| if allowed(letter) { letter } else { '_' }).collect()
-    };
-    let name = format!("{}{JOINT}{}", plain(server), plain(tool));
-    if name.len() <= MAX_TOOL_NAME {
-        return name;
-    }
-    let digest = Sha256::digest(format!("{server}/{tool}"));
-    let hash: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
-    format!("{}_{hash}", &name[..MAX_TOOL_NAME - hash.len() - 1])
 }

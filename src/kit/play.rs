@@ -126,7 +126,7 @@ pub(super) async fn play(case: &Case, way: Way<'_>) -> Played {
         retried: 0,
         disturbed: way.crash.is_some(),
     };
-    let mut played = play.played_out(way.wrap).await;
+    let mut played = play.finish(way.wrap).await;
     play.look(&mut played, path).await;
     played
 }
@@ -154,7 +154,7 @@ const RUN_ID: Uuid = Uuid::from_u128(1);
 const THREAD_ID: Uuid = Uuid::from_u128(2);
 
 impl Play<'_> {
-    async fn played_out(&mut self, wrap: Option<&Wrap>) -> Played {
+    async fn finish(&mut self, wrap: Option<&Wrap>) -> Played {
         let mut played = Played::default();
         for _ in 0..MAX_PARKS {
             let exit = match Box::pin(self.process(wrap)).await {

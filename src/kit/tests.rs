@@ -137,7 +137,7 @@ async fn a_store_that_loses_an_outcome_is_found_out() {
 async fn a_store_that_loses_an_intent_or_an_early_result_is_found_out() {
     let intents = forgetful(|commit| commit.checkpoint.is_none() && !commit.effects.is_empty());
     // What was begun is begun again, as if nothing had been.
-    check_fails(&act("effectful"), PAID, Some(&*intents), &["calls"]).await;
+    check_fails(&act("effectful"), PAID, Some(&*intents), &["though nobody knows"]).await;
 }
 
 #[tokio::test]
@@ -194,7 +194,7 @@ fn cases_are_read_strictly_and_with_places() {
     check("name: a", "1:1: the cases are a list");
     check("- { name: a, graph: h, expect: {} }", "1:21: no graph `h` is in the directory");
     let answers = |answers: &str| format!("- name: a\n  expect: {{}}\n  answers: {answers}");
-    check(&answers("{ act: [{ text: hello }] }"), "3:19: `text` does not go with an answer of use");
+    check(&answers("{ act: [{ text: hello }] }"), "3:20: `text` does not go with an answer of use");
     check(
         &answers("{ first: [{ output: 1 }] }"),
         "3:14: node `first` of graph `g` needs no answer",
@@ -213,7 +213,7 @@ fn cases_are_read_strictly_and_with_places() {
     check("- { name: a, expect: { never_called: [x/y] } }", "has no node and no tool `x/y`");
     let told = problems("{ name: g, nodes: {}, edges: [] }", "- { name: a, expect: {} }");
     assert!(told.iter().any(|told| told.contains("has errors")), "{told:#?}");
-    assert!(told.iter().any(|told| told.contains("without nodes")), "{told:#?}");
+    assert!(told.iter().any(|told| told.contains("has no nodes")), "{told:#?}");
 }
 
 #[test]
@@ -318,9 +318,6 @@ async fn scripted_unknown_outcomes_follow_the_file() {
 - name: the question stands
   answers: { act: [{ error: { kind: cut, class: unknown } }] }
   expect: { status: interrupted, question: { reason: unknown_outcome } }
-- name: the answer has to fit
-  answers: { act: [{ error: { kind: cut, class: unknown } }] }
-  expect: { status: interrupted }
 ";
     check(&act("effectful"), cases).await;
     let wrong = "
@@ -336,7 +333,7 @@ async fn scripted_unknown_outcomes_follow_the_file() {
 }
 
 #[tokio::test]
-async fn spent_attempts_stay_spent_when_the_process_dies_before_the_end_is_stored() {
+async fn failures_are_tried_again_as_often_as_the_file_says() {
     let retried = act("effectful")
         .replace("effect: effectful", "effect: effectful, retry: { attempts: 2, first: 1s }");
     let cases = "

@@ -75,6 +75,8 @@ pub(super) struct Caller<'a> {
     pub(super) task: TaskId,
     pub(super) namespace: &'a str,
     pub(super) planned: i64,
+    /// Whether somebody has to be asked before an attempt of unknown outcome is sent again.
+    pub(super) must_ask: bool,
 }
 
 impl World {
@@ -135,6 +137,10 @@ impl World {
         };
         if let Some(commit) = done {
             self.fail(format!("{what} again, though commit {commit} had stored the outcome"));
+            return None;
+        }
+        if caller.must_ask && self.lock().ledger.in_flight.contains(caller.key) {
+            self.fail(format!("{what} again, though nobody knows whether it had happened"));
             return None;
         }
         let ordinal = self.lock().ledger.called(caller.key);

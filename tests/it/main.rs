@@ -23,6 +23,7 @@ mod egress;
 mod examples;
 mod faults;
 mod gateway;
+mod kit;
 mod models;
 mod notes_digest;
 mod races;

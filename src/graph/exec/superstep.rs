@@ -28,7 +28,6 @@ use super::attempt::{Attempt, End};
 use super::namespace::Namespace;
 use super::subgraph::{Call, child_path};
 use super::{ExecError, Exit, Run, Waiting, control};
-use crate::ids::RunId;
 
 /// How often `custom` items of an attempt under way are written.
 const CUSTOM_EVERY: Duration = Duration::from_millis(50);
@@ -468,18 +467,11 @@ impl<'r> Work<'r> {
     fn start_one(&mut self, at: usize) -> Result<(), ExecError> {
         let graph = Arc::clone(&self.graph);
         let node = graph.node(self.slots[at].task.node);
-        if let Some(previous) = &self.slots[at].previous {
-            if still_waits(previous) {
-                self.slots[at].status = Status::Waiting(previous.kind);
-                return Ok(());
-            }
-            if let Some(failure) = spent(previous, self.run.run_id) {
-                let slot = &mut self.slots[at];
-                slot.attempt = failure.attempts;
-                slot.status =
-                    Status::Done(TaskRecord { f: Some(failure), ..TaskRecord::default() });
-                return Ok(());
-            }
+        if let Some(previous) = &self.slots[at].previous
+            && still_waits(previous)
+        {
+            self.slots[at].status = Status::Waiting(previous.kind);
+            return Ok(());
         }
         if let Some(end) = self.run_control(at, node) {
             return self.ended(at, end);
@@ -637,7 +629,7 @@ impl<'r> Work<'r> {
                 // The run fails with it: what is stored is that a later run makes another attempt.
                 let node = self.graph.node(slot.task.node);
                 if node.kind.is_outside() {
-                    waits.push(next_attempt(slot, &node.name, self.run.run_id, record.f.as_ref()));
+                    waits.push(next_attempt(slot, &node.name));
                 }
                 continue;
             }
@@ -690,10 +682,8 @@ impl<'r> Work<'r> {
     }
 }
 
-/// A wait that is over already: it says which attempt a later run makes, and with what this run has failed, so that
-/// it makes no attempt more when its process dies before its end is stored.
-fn next_attempt(slot: &Slot, node: &str, run: RunId, failure: Option<&Failure>) -> WaitRow {
-    let data = json!({ "spent": run, "failure": failure });
+/// A wait that is over already: it only says which attempt comes next.
+fn next_attempt(slot: &Slot, node: &str) -> WaitRow {
     WaitRow {
         task: slot.task.id,
         node: node.to_owned(),
@@ -701,20 +691,10 @@ fn next_attempt(slot: &Slot, node: &str, run: RunId, failure: Option<&Failure>) 
         attempt: slot.attempt.saturating_add(1),
         due: Some(Due::After(Duration::ZERO)),
         name: None,
-        data: Some(data.to_string().into_bytes()),
+        data: None,
         answer: None,
         round: slot.next_round(),
     }
-}
-
-/// With what this run has failed already, when only its end was not stored.
-fn spent(previous: &StoredWait, run: RunId) -> Option<Failure> {
-    let data = previous.data.as_deref().filter(|_| previous.kind == WaitKind::Retry)?;
-    let data: Value = serde_json::from_slice(data).ok()?;
-    if data.get("spent")? != &json!(run) {
-        return None;
-    }
-    serde_json::from_value(data.get("failure")?.clone()).ok()
 }
 
 /// Whether a stored wait is not over. A job's node is always asked: it knows whether the job was sent.
