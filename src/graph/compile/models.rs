@@ -273,7 +273,6 @@ impl Compiler<'_> {
 }
 
 /// The file of an agent's graph: the model speaks, the tools that it asks for are called side by side, and so on.
-#[expect(clippy::too_many_lines, reason = "one graph file, as it would be written")]
 fn agent_graph(place: &Place<'_>, def: &AgentDef) -> Value {
     let mut nodes = Map::new();
     let mut edges = Vec::new();
