@@ -383,6 +383,7 @@ fn model_output(
         "text": text_of(content),
         "json": json,
         "tool_calls": calls,
+        "invalid_tool_calls": [],
         "finish_reason": if calls.is_empty() { "stop" } else { "tool_calls" },
         "usage": { "input": input, "output": output, "cost_usd": cost_usd },
         "model": template.model,
