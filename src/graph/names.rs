@@ -2,6 +2,10 @@
 
 /// Bytes of the name of a graph, a node, a channel or an item variable.
 pub const MAX_NAME_BYTES: usize = 64;
+/// The most of a tool's name that endpoints of models take, in bytes.
+const MAX_OFFERED_BYTES: usize = 64;
+/// What joins a server's name and a tool's into a name for a model.
+const JOINT: &str = "__";
 
 /// Whether `name` is an identifier: a letter or `_`, then letters, digits and `_`, so that it can stand
 /// in an expression as `state.NAME`.
@@ -51,6 +55,23 @@ pub fn listed<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
     }
 }
 
+/// What a model sees as the name of a server's tool: `SERVER__TOOL` in the letters that endpoints take; of a long name
+/// the end is a hash.
+#[must_use]
+pub fn offered_name(server: &str, tool: &str) -> String {
+    let plain = |text: &str| -> String {
+        let allowed = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '_' | '-');
+        text.chars().map(|letter| if allowed(letter) { letter } else { '_' }).collect()
+    };
+    let name = format!("{}{JOINT}{}", plain(server), plain(tool));
+    if name.len() <= MAX_OFFERED_BYTES {
+        return name;
+    }
+    let digest = <sha2::Sha256 as sha2::Digest>::digest(format!("{server}/{tool}"));
+    let hash: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+    format!("{}_{hash}", &name[..MAX_OFFERED_BYTES - hash.len() - 1])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -81,5 +102,14 @@ mod tests {
         check("a b", false, false);
         check("", false, false);
         check(&"a".repeat(65), false, false);
+    }
+
+    #[test]
+    fn models_get_names_that_endpoints_take() {
+        assert_eq!(offered_name("files", "read_file"), "files__read_file");
+        assert_eq!(offered_name("my.files", "read file"), "my_files__read_file");
+        let long = offered_name("server", &"x".repeat(100));
+        assert_eq!(long.len(), 64);
+        assert_ne!(long, offered_name("server", &"x".repeat(101)));
     }
 }

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::cases::{ErrorClass, ErrorDef, ToolCallDef, UsageDef};
 use super::script::{Asker, Call, Said, path_of};
-use super::tools::{Plan, Planned, offered_name, plan, tool_output};
+use super::tools::{Plan, Planned, plan, tool_output};
 use super::world::{Caller, World};
 use crate::graph::checkpoint::WaitKind;
 use crate::graph::exec::{Activation, Intent, Node, NodeError, NodeSource, Outcome, Wait};
@@ -16,6 +16,7 @@ use crate::graph::expr::Template;
 use crate::graph::model::{
     Effect, JobTemplate, ModelTemplate, Node as NodeSpec, NodeKind, OnUnknown, ToolTemplate,
 };
+use crate::graph::names::offered_name;
 
 /// Finds the stand-ins.
 pub(super) struct Stands(pub(super) Arc<World>);

@@ -1,16 +1,11 @@
 //! Calls of tools: which one is meant, whether a person has to look at it, and the form of its result.
 
 use serde_json::{Map, Value, json};
-use sha2::{Digest, Sha256};
 
 use super::script::names_tool;
 use crate::graph::exec::{Activation, NodeError, Question};
 use crate::graph::model::{ToolTarget, ToolTemplate};
-
-/// Between server and tool in the name that a model sees.
-const JOINT: &str = "__";
-/// The longest such name, in bytes.
-const MAX_TOOL_NAME: usize = 64;
+use crate::graph::names::offered_name;
 
 /// What a tool node does next; as the server's own node decides it.
 pub(super) enum Plan {
@@ -136,19 +131,4 @@ pub(super) fn tool_output(
             "status": if is_error { "error" } else { "success" },
         },
     })
-}
-
-/// The name by which a model sees a tool; of a long name the end is a hash.
-pub(super) fn offered_name(server: &str, tool: &str) -> String {
-    let plain = |text: &str| -> String {
-        let allowed = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '_' | '-');
-        text.chars().map(|letter| if allowed(letter) { letter } else { '_' }).collect()
-    };
-    let name = format!("{}{JOINT}{}", plain(server), plain(tool));
-    if name.len() <= MAX_TOOL_NAME {
-        return name;
-    }
-    let digest = Sha256::digest(format!("{server}/{tool}"));
-    let hash: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
-    format!("{}_{hash}", &name[..MAX_TOOL_NAME - hash.len() - 1])
 }

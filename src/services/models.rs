@@ -3,6 +3,7 @@
 use super::Services;
 use super::api::Actor;
 use super::error::ServiceError;
+use crate::graph::names::offered_name;
 use crate::models::Models;
 use crate::models::answer::{ChatAnswer, Sink};
 use crate::models::failure::ModelError;
@@ -10,11 +11,6 @@ use crate::models::json::JsonForm;
 pub use crate::models::listing::Listing;
 use crate::models::messages::Message;
 use crate::models::request::{ChatRequest, ToolSpec};
-
-/// The most of a tool's name that endpoints take.
-const MAX_TOOL_NAME: usize = 64;
-/// What joins a server's name and a tool's into a name for a model.
-const JOINT: &str = "__";
 
 /// A tool as a model may ask for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -119,21 +115,6 @@ impl Services {
     }
 }
 
-/// `SERVER__TOOL` in the letters that endpoints take; of a long name the end is a hash.
-fn offered_name(server: &str, tool: &str) -> String {
-    let plain = |text: &str| -> String {
-        let allowed = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '_' | '-');
-        text.chars().map(|letter| if allowed(letter) { letter } else { '_' }).collect()
-    };
-    let name = format!("{}{JOINT}{}", plain(server), plain(tool));
-    if name.len() <= MAX_TOOL_NAME {
-        return name;
-    }
-    let digest = <sha2::Sha256 as sha2::Digest>::digest(format!("{server}/{tool}"));
-    let hash: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
-    format!("{}_{hash}", &name[..MAX_TOOL_NAME - hash.len() - 1])
-}
-
 /// Whether a pattern (`SERVER/TOOL`, `SERVER/*`) names the tool.
 #[must_use]
 pub fn names_tool(pattern: &str, server: &str, tool: &str) -> bool {
@@ -155,15 +136,6 @@ pub fn read_messages(list: &serde_json::Value) -> Result<Vec<Message>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn models_get_names_that_endpoints_take() {
-        assert_eq!(offered_name("files", "read_file"), "files__read_file");
-        assert_eq!(offered_name("my.files", "read file"), "my_files__read_file");
-        let long = offered_name("server", &"x".repeat(100));
-        assert_eq!(long.len(), 64);
-        assert_ne!(long, offered_name("server", &"x".repeat(101)));
-    }
 
     #[test]
     fn patterns_name_one_tool_or_all_of_a_server() {
