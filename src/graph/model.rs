@@ -221,6 +221,8 @@ pub struct ModelTemplate {
     pub images: Vec<Template>,
     /// Tools that the model may ask for, as `SERVER/TOOL` or `SERVER/*`.
     pub tools: Vec<String>,
+    /// Whether it asks for them: what this becomes is `auto`, `none`, `required` or `SERVER/TOOL`.
+    pub tool_choice: Option<Template>,
     /// JSON Schema of the answer.
     pub schema: Option<Value>,
     /// How often an answer that does not fit is sent back.

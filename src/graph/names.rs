@@ -72,9 +72,27 @@ pub fn offered_name(server: &str, tool: &str) -> String {
     format!("{}_{hash}", &name[..MAX_OFFERED_BYTES - hash.len() - 1])
 }
 
+/// Whether a pattern (`SERVER/TOOL`, `SERVER/*`) names the tool.
+#[must_use]
+pub fn names_tool(pattern: &str, server: &str, tool: &str) -> bool {
+    pattern
+        .split_once('/')
+        .is_some_and(|(of, which)| of == server && (which == "*" || which == tool))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn patterns_name_one_tool_or_all_of_a_server() {
+        assert!(
+            names_tool("files/read", "files", "read") && names_tool("files/*", "files", "read")
+        );
+        assert!(
+            !names_tool("files/read", "files", "write") && !names_tool("other/*", "files", "read")
+        );
+    }
 
     #[test]
     fn a_near_name_is_suggested_and_a_far_one_is_not() {

@@ -390,6 +390,7 @@ fn model_output(
         "model": template.model,
         "endpoint": "test",
         "attempts": 1,
+        "repairs": 0,
         "at": at,
     })
 }

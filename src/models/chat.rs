@@ -159,6 +159,19 @@ impl Chat<'_, '_> {
         }
         assembled.usage = assembled.usage.priced(endpoint.config.price.as_ref());
         metrics::tokens(&endpoint.name, &assembled.usage);
+        let message = &assembled.message;
+        // There are servers that do not enforce it, and say nothing.
+        if self.prepared.must_call
+            && message.tool_calls.is_empty()
+            && message.invalid_tool_calls.is_empty()
+        {
+            let problem = format!(
+                "`tool_choice` wants a call of a tool, and the answer has none (it ended with `{}`); can this \
+                 model, as it is served there, be made to call tools?",
+                assembled.finish_reason
+            );
+            return Err(Failure::new(FailureKind::Unsupported, problem));
+        }
         Ok(Turn {
             assembled,
             model: target.model.clone(),

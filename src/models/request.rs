@@ -155,6 +155,8 @@ pub(super) struct Prepared {
     fields: Map<String, Value>,
     response_format: Option<Value>,
     max_tokens: Option<u32>,
+    /// An answer without a call of a tool is none.
+    pub(super) must_call: bool,
 }
 
 impl ChatRequest {
@@ -191,7 +193,9 @@ impl ChatRequest {
             );
             return Err(wrong("messages", problem));
         }
-        Ok(Prepared { fields, response_format, max_tokens: self.max_tokens })
+        let must_call =
+            matches!(self.tool_choice, Some(ToolChoice::Required | ToolChoice::Tool(_)));
+        Ok(Prepared { fields, response_format, max_tokens: self.max_tokens, must_call })
     }
 
     fn write_tools(&self, fields: &mut Map<String, Value>) -> Result<(), ModelError> {

@@ -11,11 +11,12 @@ use serde_json::{Value, json};
 
 use crate::graph::exec::{Activation, Custom, Intent, Node, NodeError, Outcome};
 use crate::graph::model::{Effect, ModelTemplate, NodeKind};
+use crate::graph::names::offered_name;
 use crate::models::answer::{ChatAnswer, Delta, Sink};
 use crate::models::failure::ModelError;
-use crate::models::json::{JsonForm, parse_fitting};
+use crate::models::json::{JsonAnswer, JsonForm, parse_fitting};
 use crate::models::messages::{ChunkWriter, Message, Role};
-use crate::models::request::{ChatRequest, ToolSpec};
+use crate::models::request::{ChatRequest, ToolChoice, ToolSpec};
 use crate::nodes::tool::unavailable;
 use crate::services::Services;
 use crate::services::models::read_messages;
@@ -40,6 +41,7 @@ impl Model {
         let template = template_of(activation)?;
         let mut request = request_of(template, activation)?;
         request.tools = self.tools(template).await?;
+        request.tool_choice = tool_choice_of(template, activation)?;
         // What was streamed before a crash is void: the message begins again under another id.
         let id = match activation.sends {
             1 => format!("run-{}", activation.idempotency_key()),
@@ -47,16 +49,18 @@ impl Model {
         };
         let stream = Pieces::new(activation.custom, &id);
         let answered = match &template.schema {
-            None => self.services.chat(&request, &stream).await.map(|answer| (Value::Null, answer)),
+            None => self.services.chat(&request, &stream).await.map(without_form),
             Some(schema) if request.tools.is_empty() => {
                 self.json(&request, schema, template.repairs, &stream).await
             }
             Some(schema) => self.json_after_tools(&request, schema, template, &stream).await,
         };
-        let (value, answer) = answered.map_err(|err| failed(&err))?;
+        let JsonAnswer { value, repairs, answer } = answered.map_err(|err| failed(&err))?;
         let (id, message) = stream.end(answer.message.clone());
         let now = self.services.clock().now().timestamp_millis();
-        Ok(Outcome::output(output(&answer, message, &id, &value, now)))
+        let mut output = output(&answer, message, &id, &value, now);
+        output["repairs"] = repairs.into();
+        Ok(Outcome::output(output))
     }
 
     async fn json(
@@ -65,7 +69,7 @@ impl Model {
         schema: &Value,
         max_repairs: u32,
         stream: &Pieces<'_>,
-    ) -> Result<(Value, ChatAnswer), ModelError> {
+    ) -> Result<JsonAnswer, ModelError> {
         let form = JsonForm { name: SCHEMA_NAME, schema, max_repairs };
         self.services.chat_json(request, &form, stream).await
     }
@@ -77,13 +81,13 @@ impl Model {
         schema: &Value,
         template: &ModelTemplate,
         stream: &Pieces<'_>,
-    ) -> Result<(Value, ChatAnswer), ModelError> {
+    ) -> Result<JsonAnswer, ModelError> {
         let first = self.services.chat(request, stream).await?;
         if !first.message.tool_calls.is_empty() || !first.message.invalid_tool_calls.is_empty() {
-            return Ok((Value::Null, first));
+            return Ok(without_form(first));
         }
         if let Some(value) = parse_fitting(&first.message.text(), schema) {
-            return Ok((value, first));
+            return Ok(JsonAnswer { value, repairs: 0, answer: first });
         }
         let mut again = request.clone();
         again.tools.clear();
@@ -95,9 +99,9 @@ impl Model {
         ));
         again.idempotency_key = request.idempotency_key.as_ref().map(|key| format!("{key}.json"));
         stream.take(Delta::Restart);
-        let (value, mut answer) = self.json(&again, schema, template.repairs, stream).await?;
-        answer.usage += first.usage;
-        Ok((value, answer))
+        let mut last = self.json(&again, schema, template.repairs, stream).await?;
+        last.answer.usage += first.usage;
+        Ok(last)
     }
 
     async fn tools(&self, template: &ModelTemplate) -> Result<Vec<ToolSpec>, NodeError> {
@@ -129,10 +133,14 @@ impl Node for Model {
             let template = template_of(activation)?;
             let request = request_of(template, activation)?;
             let messages: Vec<Value> = request.messages.iter().map(Message::to_langchain).collect();
+            let mut request = json!({ "messages": messages, "tools": template.tools });
+            if let Some(choice) = &template.tool_choice {
+                request["tool_choice"] = activation.eval(choice)?;
+            }
             Ok(Some(Intent {
                 kind: "model",
                 target: template.model.clone(),
-                request: json!({ "messages": messages, "tools": template.tools }),
+                request,
                 effect: activation.node.effect,
             }))
         };
@@ -145,6 +153,35 @@ fn template_of<'a>(activation: &'a Activation<'_>) -> Result<&'a ModelTemplate, 
         NodeKind::Model(template) => Ok(template),
         _ => Err(NodeError::fatal("internal", "not a model node")),
     }
+}
+
+/// An answer of which no form was asked, or which calls tools first.
+fn without_form(answer: ChatAnswer) -> JsonAnswer {
+    JsonAnswer { value: Value::Null, repairs: 0, answer }
+}
+
+fn tool_choice_of(
+    template: &ModelTemplate,
+    activation: &Activation<'_>,
+) -> Result<Option<ToolChoice>, NodeError> {
+    let Some(choice) = &template.tool_choice else { return Ok(None) };
+    let value = activation.eval(choice)?;
+    let choice = match value.as_str() {
+        Some("auto") => ToolChoice::Auto,
+        Some("none") => ToolChoice::None,
+        Some("required") => ToolChoice::Required,
+        Some(named) if named.contains('/') => {
+            let (server, tool) = named.split_once('/').unwrap_or_default();
+            ToolChoice::Tool(offered_name(server, tool))
+        }
+        _ => {
+            let problem = format!(
+                "`tool_choice` is {value}, and not \"auto\", \"none\", \"required\" or \"SERVER/TOOL\""
+            );
+            return Err(NodeError::fatal("invalid_tool_choice", problem));
+        }
+    };
+    Ok(Some(choice))
 }
 
 /// The request without its tools.
@@ -218,7 +255,7 @@ fn output(answer: &ChatAnswer, message: Message, id: &str, value: &Value, now: i
         "usage": usage,
         "model": answer.model,
         "endpoint": answer.endpoint,
-        "attempts": answer.attempts,
+        "attempts": answer.attempts.len(),
         "at": now,
     })
 }

@@ -10,10 +10,10 @@ use serde_json::{Map, Value, json};
 
 use crate::graph::exec::{Activation, Intent, Node, NodeError, Outcome, Question, chain};
 use crate::graph::model::{Effect, NodeKind, ToolTarget, ToolTemplate};
+use crate::graph::names::names_tool;
 use crate::models::messages::Message;
 use crate::services::Services;
 use crate::services::error::ServiceError;
-use crate::services::models::names_tool;
 use crate::services::tools::CallTool;
 use crate::tools::error::{Outcome as Told, ToolError, ToolErrorKind};
 use crate::tools::result::ToolResult;

@@ -7,7 +7,7 @@ use crate::graph::names::offered_name;
 use crate::models::Models;
 use crate::models::answer::{ChatAnswer, Sink};
 use crate::models::failure::ModelError;
-use crate::models::json::JsonForm;
+use crate::models::json::{JsonAnswer, JsonForm};
 pub use crate::models::listing::Listing;
 use crate::models::messages::Message;
 use crate::models::request::{ChatRequest, ToolSpec};
@@ -48,7 +48,7 @@ impl Services {
         self.models(&request.model)?.chat(request, sink).await
     }
 
-    /// Asks a model for JSON that fits a schema; gives the value and the answer that held it.
+    /// Asks a model for JSON that fits a schema.
     ///
     /// # Errors
     /// See [`ModelError`].
@@ -57,9 +57,8 @@ impl Services {
         request: &ChatRequest,
         form: &JsonForm<'_>,
         sink: &dyn Sink,
-    ) -> Result<(serde_json::Value, ChatAnswer), ModelError> {
-        let answer = self.models(&request.model)?.chat_json(request, form, sink).await?;
-        Ok((answer.value, answer.answer))
+    ) -> Result<JsonAnswer, ModelError> {
+        self.models(&request.model)?.chat_json(request, form, sink).await
     }
 
     /// The endpoints and routes, and which models they have. Every endpoint is asked.
@@ -115,14 +114,6 @@ impl Services {
     }
 }
 
-/// Whether a pattern (`SERVER/TOOL`, `SERVER/*`) names the tool.
-#[must_use]
-pub fn names_tool(pattern: &str, server: &str, tool: &str) -> bool {
-    pattern
-        .split_once('/')
-        .is_some_and(|(of, which)| of == server && (which == "*" || which == tool))
-}
-
 /// Reads a list of messages in any of the known forms.
 ///
 /// # Errors
@@ -131,19 +122,4 @@ pub fn read_messages(list: &serde_json::Value) -> Result<Vec<Message>, String> {
     let items = list.as_array().ok_or("the messages are no list")?;
     let read = |(at, item)| Message::read(item).map_err(|err| format!("message {at}: {err}"));
     items.iter().enumerate().map(read).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn patterns_name_one_tool_or_all_of_a_server() {
-        assert!(
-            names_tool("files/read", "files", "read") && names_tool("files/*", "files", "read")
-        );
-        assert!(
-            !names_tool("files/read", "files", "write") && !names_tool("other/*", "files", "read")
-        );
-    }
 }

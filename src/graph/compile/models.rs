@@ -10,6 +10,7 @@ use crate::graph::check::Diagnostic;
 use crate::graph::definition::models::{AgentDef, ModelDef, SamplingDef, TextDef, ToolDef};
 use crate::graph::expr::Template;
 use crate::graph::model::{Effect, ModelTemplate, NodeKind, Sampling, ToolTarget, ToolTemplate};
+use crate::graph::names::names_tool;
 
 /// What graphs mean that name no model.
 const DEFAULT_MODEL: &str = "default";
@@ -64,6 +65,14 @@ impl Compiler<'_> {
             images.extend(self.template(&path, image, &place.vars));
         }
         self.patterns(&place.path(&["model", "tools"]), &def.tools);
+        let tool_choice = def.tool_choice.as_ref().and_then(|choice| {
+            let path = place.path(&["model", "tool_choice"]);
+            let template = self.template(&path, &choice.as_str().into(), &place.vars)?;
+            if template.as_literal().is_some() {
+                self.tool_choice(&path, choice, &def.tools);
+            }
+            Some(template)
+        });
         NodeKind::Model(Box::new(ModelTemplate {
             model: def.model.clone().unwrap_or_else(|| DEFAULT_MODEL.to_owned()),
             system: self.text(place, &["model", "system"], def.system.as_ref()),
@@ -71,6 +80,7 @@ impl Compiler<'_> {
             prompt: self.text(place, &["model", "prompt"], def.prompt.as_ref()),
             images,
             tools: def.tools.clone(),
+            tool_choice,
             schema: def.schema.clone(),
             repairs,
             sampling: self.sampling(place, "model", def.sampling.as_ref()),
@@ -163,6 +173,26 @@ impl Compiler<'_> {
         }
     }
 
+    /// Reports a choice that no endpoint could be told.
+    fn tool_choice(&mut self, path: &[&str], choice: &str, tools: &[String]) {
+        let problem = match choice {
+            "auto" | "none" => return,
+            "required" if tools.is_empty() => "`required` needs `tools`".to_owned(),
+            "required" => return,
+            named => match named.split_once('/') {
+                Some((server, tool))
+                    if tools.iter().any(|pattern| names_tool(pattern, server, tool)) =>
+                {
+                    return;
+                }
+                Some(_) => format!("{named:?} is none of `tools`"),
+                None => format!("{named:?} is no choice"),
+            },
+        };
+        let problem = Diagnostic::error("option", path, problem);
+        self.report(problem.help("write auto, none, required, or SERVER/TOOL of one of the tools"));
+    }
+
     pub(super) fn tool_node(&mut self, place: &Place<'_>, def: &ToolDef) -> NodeKind {
         let named = def.server.is_some() || def.name.is_some() || def.arguments.is_some();
         let target = match (&def.server, &def.name, &def.call) {
@@ -218,6 +248,9 @@ impl Compiler<'_> {
         }
         self.patterns(&place.path(&["agent", "tools"]), &def.tools);
         self.patterns(&place.path(&["agent", "approve"]), &def.approve);
+        if let Some(choice) = &def.tool_choice {
+            self.tool_choice(&place.path(&["agent", "tool_choice"]), choice, &def.tools);
+        }
         self.sampling(place, "agent", def.sampling.as_ref());
         if let Some(schema) = &def.schema {
             self.validator(&place.path(&["agent", "schema"]), schema);
@@ -364,6 +397,11 @@ fn think(def: &AgentDef) -> Value {
     });
     if def.system.is_some() {
         think["model"]["system"] = "{{ state.system }}".into();
+    }
+    if let Some(choice) = &def.tool_choice {
+        // Later it has answers of tools: one that had to call again and again would never end.
+        let choice = format!("${{state.turns == 0 ? {} : 'auto'}}", json!(choice));
+        think["model"]["tool_choice"] = choice.into();
     }
     if let Some(schema) = &def.schema {
         think["model"]["schema"] = schema.clone();

@@ -67,6 +67,10 @@ pub struct ModelDef {
     /// Tools that the model may ask for, as `SERVER/TOOL` or `SERVER/*`. It only asks: `agent` also calls.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tools: Vec<String>,
+    /// Whether it asks for them: `auto`, `none`, `required` (at least one), or the `SERVER/TOOL` that it has to ask for;
+    /// or `${expression}` that gives one of these.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tool_choice: Option<String>,
     /// JSON Schema of the answer; `output.json` then holds a value that fits it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schema: Option<Value>,
@@ -122,6 +126,10 @@ pub struct AgentDef {
     /// Tools that it may call, as `SERVER/TOOL` or `SERVER/*`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tools: Vec<String>,
+    /// Whether its first message calls them: `auto`, `none`, `required` (at least one), or the `SERVER/TOOL` that it has to
+    /// call. Those after it are as the model likes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tool_choice: Option<String>,
     /// Of these a person decides each call, and may change the arguments.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub approve: Vec<String>,

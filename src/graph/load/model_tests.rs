@@ -60,6 +60,20 @@ fn a_model_is_asked_something_within_its_limits() {
             r#"g:7:54 <"/read"> error[tool-name]: "/read" names no tool (write SERVER/TOOL, or SERVER/* for all tools of a server)"#,
         ],
     );
+    for kind in ["model", "agent"] {
+        let node = |rest: &str| format!("{{ {kind}: {{ prompt: hi, tool_choice: {rest} }} }}");
+        for (rest, problem) in [
+            ("required", "<required> error[option]: `required` needs `tools`"),
+            ("always, tools: [s/*]", "<always> error[option]: \"always\" is no choice"),
+            ("s/x, tools: [s/y, t/*]", "<s/x> error[option]: \"s/x\" is none of `tools`"),
+        ] {
+            let help = "(write auto, none, required, or SERVER/TOOL of one of the tools)";
+            check(&node(rest), &[&format!("g:7:42 {problem} {help}")]);
+        }
+        for rest in ["none", "s/x, tools: [s/*]", "required, tools: [s/x]"] {
+            check(&node(rest), &[]);
+        }
+    }
     check(
         "{ model: { prompt: hi, sampling: { temperature: 3, top_p: -1, max_tokens: 0 } } }",
         &[
@@ -71,7 +85,7 @@ fn a_model_is_asked_something_within_its_limits() {
     check(
         "{ model: { prompt: hi, color: red } }",
         &[
-            "g:7:29 <color> error[unknown-key]: there is no key `color` here (there are `model`, `system`, `messages`, `prompt`, `images`, `tools`, `schema`, `repairs`, `sampling`)",
+            "g:7:29 <color> error[unknown-key]: there is no key `color` here (there are `model`, `system`, `messages`, `prompt`, `images`, `tools`, `tool_choice`, `schema`, `repairs`, `sampling`)",
         ],
     );
     check(

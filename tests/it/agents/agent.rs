@@ -215,6 +215,37 @@ async fn a_person_lets_a_call_be_made_changes_it_or_rejects_it(pool: PgPool) {
 }
 
 #[sqlx::test]
+async fn a_tool_that_has_to_be_called_is_asked_for_once_and_its_absence_is_a_failure(pool: PgPool) {
+    let more = "tools: [\"s/*\"]\n      tool_choice: ";
+    let graphs = [("any", "required"), ("one", "s/echo")]
+        .map(|(name, choice)| (name, agent(name, &format!("{more}{choice}"))));
+    let graphs: Vec<(&str, &str)> =
+        graphs.iter().map(|(name, text)| (*name, text.as_str())).collect();
+    let desk = Desk::new(&pool, &graphs).await;
+    let server = desk.site.start(&Start::default()).await;
+    let client = server.client();
+    let one = json!({ "type": "function", "function": { "name": "s__echo" } });
+    for (graph, wanted) in [("any", json!("required")), ("one", one)] {
+        let before = desk.endpoint.calls().len();
+        desk.endpoint.plays([asks(&[("a", "s__echo", "{}")]), Script::text(&["Done."])]);
+        let (run, got) = values(&client, graph, json!({ "task": "Do it." })).await;
+        assert_eq!((&got["out"]["text"], &got["out"]["tool_calls"]), (&json!("Done."), &json!(1)));
+        let calls = desk.endpoint.calls();
+        let choices: Vec<_> =
+            calls[before..].iter().map(|call| &call.body["tool_choice"]).collect();
+        assert_eq!(choices, [&wanted, &json!("auto")]);
+        let told = effects(&client, &run).await[0]["request"]["tool_choice"].clone();
+        assert_eq!(told, if graph == "any" { "required" } else { "s/echo" });
+
+        desk.endpoint.plays([Script::text(&["I would rather talk."])]);
+        let (_, got) = values(&client, graph, json!({ "task": "Do it." })).await;
+        assert_eq!(got["failure"]["kind"], "unsupported", "{got}");
+        let message = got["failure"]["message"].as_str().unwrap();
+        assert!(message.contains("`tool_choice` wants a call"), "{message}");
+    }
+}
+
+#[sqlx::test]
 async fn an_agent_stops_at_its_limits_and_leaves_no_call_without_an_answer(pool: PgPool) {
     let limits = [
         ("turns", "turns: 2"),
