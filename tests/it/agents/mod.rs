@@ -4,6 +4,7 @@
 mod agent;
 mod crash;
 mod nodes;
+mod real;
 mod streams;
 
 use futures::StreamExt;
