@@ -148,6 +148,8 @@ async function answer(request, turns, rules, tools, sequence, signal, response) 
     topP: request.top_p,
     seed: request.seed,
     customStopTriggers: [request.stop ?? []].flat(),
+    // Left alone, so small a model says the same for ever.
+    repeatPenalty: rules ? false : { lastTokens: 256, penalty: 1.2 },
     signal,
     stopOnAbortSignal: true,
     onTextChunk: (text) => request.stream && !tools.length && event({ content: text }),

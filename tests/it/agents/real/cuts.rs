@@ -52,7 +52,7 @@ async fn talking(client: &Client) -> (String, String, String, Vec<super::super::
 on_both!(a_killed_server_of_the_model_is_asked_again_when_it_is_back);
 
 async fn a_killed_server_of_the_model_is_asked_again_when_it_is_back(kind: Kind, pool: PgPool) {
-    let mut lab = Lab::new(kind, &pool, &[("long", &long(8))]).await;
+    let mut lab = Lab::new(kind, &pool, &[("long", &long(12))]).await;
     let server = lab.site.start(&Start::default()).await;
     let client = server.client();
     let (thread, run, path, seen) = talking(&client).await;
@@ -79,7 +79,7 @@ async fn a_killed_server_of_the_model_is_asked_again_when_it_is_back(kind: Kind,
 #[sqlx::test]
 async fn a_server_of_the_model_that_stays_away_is_a_clear_failure_node(pool: PgPool) {
     let graph =
-        long(8).replace("model:\n", &format!("model:\n      model: late/{}\n", super::NAME));
+        long(12).replace("model:\n", &format!("model:\n      model: late/{}\n", super::NAME));
     let mut lab = Lab::new(Kind::Node, &pool, &[("long", &graph)]).await;
     let server = lab.site.start(&Start::default()).await;
     let client = server.client();
@@ -96,7 +96,7 @@ async fn a_server_of_the_model_that_stays_away_is_a_clear_failure_node(pool: PgP
 on_both!(our_killed_server_asks_again_under_the_same_key);
 
 async fn our_killed_server_asks_again_under_the_same_key(kind: Kind, pool: PgPool) {
-    let lab = Lab::new(kind, &pool, &[("long", &long(8))]).await;
+    let lab = Lab::new(kind, &pool, &[("long", &long(12))]).await;
     let server = lab.site.start(&Start::default()).await;
     let (thread, run, path, seen) = talking(&server.client()).await;
     let key = effects(&server.client(), &run).await[0]["idempotency_key"].clone();
