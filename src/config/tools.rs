@@ -65,6 +65,8 @@ pub struct ToolServerConfig {
     pub tools: Option<Vec<String>>,
     /// Who says that a tool is what it should be.
     pub approve: Approve,
+    /// What the server is told when it asks for a form to be filled in.
+    pub elicitation: Elicitation,
 }
 
 /// How a server is reached.
@@ -171,6 +173,17 @@ pub enum Approve {
     Always,
 }
 
+/// What a server is told when it asks for a form to be filled in, in the middle of a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Elicitation {
+    /// It is told beforehand that nobody fills in forms, and declined when it asks all the same.
+    #[default]
+    Decline,
+    /// Each form is sent back as it was proposed, with its default values.
+    Defaults,
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Raw {
@@ -193,6 +206,8 @@ struct Raw {
     tools: Option<Vec<String>>,
     #[serde(default)]
     approve: Approve,
+    #[serde(default)]
+    elicitation: Elicitation,
 }
 
 impl<'de> Deserialize<'de> for ToolServers {
@@ -229,6 +244,7 @@ impl Raw {
             max_parallel: within("max_parallel", self.max_parallel.unwrap_or(8), 1, 256)?,
             protocol: self.protocol,
             approve: self.approve,
+            elicitation: self.elicitation,
             wire: wire(self.command, self.url, self.env, self.headers, self.cwd)?,
             effects: self.effects,
             tools: self.tools,
@@ -367,12 +383,13 @@ mod tests {
             "url": "https://tools.example/mcp", "headers": {"authorization": {"env": "TOKEN"}},
             "protocol": "2025-11-25", "timeout": "2m", "start_timeout": "1s", "max_output": "2 MiB",
             "max_parallel": 3, "idle": "1h", "effects": {"send": "idempotent"}, "tools": ["send"],
-            "approve": "always",
+            "approve": "always", "elicitation": "defaults",
         }))
         .unwrap();
         assert_eq!(server.max_output, 2 << 20);
         assert_eq!(server.effects["send"], Effect::Idempotent);
         assert_eq!((server.approve, server.protocol), (Approve::Always, Protocol::V2025));
+        assert_eq!(server.elicitation, Elicitation::Defaults);
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod lines;
 mod listing;
 mod open;
 pub mod progress;
+mod questions;
 pub mod result;
 mod schema;
 mod server;

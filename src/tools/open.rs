@@ -95,6 +95,7 @@ fn terms(server: &Server) -> Terms {
     let config = &server.config;
     Terms {
         protocol: config.protocol,
+        elicitation: config.elicitation,
         message_bytes: config.max_output.max(MIN_MESSAGE) + ENVELOPE,
         write_patience: config.timeout.max(MIN_WRITE_PATIENCE),
         parallel: config.max_parallel,

@@ -1,5 +1,6 @@
 //! Tools of MCP servers that misbehave, and of some that do not: real processes, real sockets.
 
+mod conformance;
 mod hostile;
 mod http;
 mod pinning;
