@@ -314,6 +314,7 @@ impl Server {
                 let message = format!("the tool server {name} cannot be used now: {problem}");
                 error(ToolErrorKind::Unavailable, Outcome::NotSent, message)
             }
+            Failure::LoginRequired(challenge) => self.login_required(challenge),
             Failure::Http(problem) => {
                 let kind =
                     if sent { ToolErrorKind::ServerDied } else { ToolErrorKind::Unavailable };

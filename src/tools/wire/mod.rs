@@ -12,6 +12,7 @@
 
 mod asked;
 mod http;
+pub(super) mod login;
 mod pipes;
 mod tap;
 
@@ -29,7 +30,7 @@ use rmcp::service::{
     ClientInitializeError, ClientLifecycleMode, PeerRequestOptions, RoleClient, RunningService,
     ServiceError, serve_client_with_lifecycle_and_ct,
 };
-use rmcp::transport::Transport;
+use rmcp::transport::{AuthClient, Transport};
 use serde_json::Value;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -56,6 +57,8 @@ pub(super) enum Failure {
     SessionGone,
     /// The server cannot be reached, or not with these credentials; the request was not looked at.
     Unreachable(String),
+    /// The server wants a login, or one that may do more; with its own words for programs, when it has any.
+    LoginRequired(Option<String>),
     /// HTTP failed for this request; with what is known of why.
     Http(String),
     /// The server answered with an error.
@@ -122,12 +125,23 @@ impl Connection {
     pub(super) async fn over_http(
         url: &url::Url,
         headers: HeaderMap,
+        login: Option<login::Kept>,
         terms: &Terms,
         tasks: &TaskTracker,
     ) -> Result<Self, Failure> {
-        let wire = http::connect(url, headers, terms)?;
+        let http = http::Http::new()?;
         let shared = Arc::new(Shared::default());
-        Self::begin(Tap { wire, shared }, terms, tasks).await
+        match login {
+            None => {
+                let wire = http::connect(http, url, headers, terms);
+                Self::begin(Tap { wire, shared }, terms, tasks).await
+            }
+            Some(kept) => {
+                let http = AuthClient::new(http, login::resumed(url, kept).await?);
+                let wire = http::connect(http, url, headers, terms);
+                Self::begin(Tap { wire, shared }, terms, tasks).await
+            }
+        }
     }
 
     async fn begin<T>(tap: Tap<T>, terms: &Terms, tasks: &TaskTracker) -> Result<Self, Failure>
