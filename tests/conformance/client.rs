@@ -108,7 +108,7 @@ impl Site {
         };
         let calls: Vec<(String, Map<String, Value>)> = match context["toolCalls"].as_array() {
             Some(calls) => calls.iter().map(asked_for).collect(),
-            None => listed.iter().map(|tool| (tool.name.clone(), fitting(tool))).collect(),
+            None => listed.iter().map(|tool| (tool.name.clone(), fitting(tool, &listed))).collect(),
         };
         let mut failed = 0;
         for (tool, arguments) in calls {
@@ -165,13 +165,14 @@ fn asked_for(call: &Value) -> (String, Map<String, Value>) {
     (call["name"].as_str().unwrap_or_default().to_owned(), arguments)
 }
 
-/// A value for everything that the tool requires.
-fn fitting(tool: &ToolDefinition) -> Map<String, Value> {
+/// A value for everything that the tool requires. One that wants a schema gets that of the first tool.
+fn fitting(tool: &ToolDefinition, listed: &[ToolDefinition]) -> Map<String, Value> {
     let schema = &tool.input_schema;
     let required = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str);
     let value = |name: &str| match schema["properties"][name]["type"].as_str() {
         Some("number" | "integer") => json!(7),
         Some("boolean") => json!(true),
+        Some("object") if name == "schema" => listed[0].input_schema.clone(),
         Some("object") => json!({}),
         Some("array") => json!([]),
         _ => json!("a"),

@@ -163,6 +163,12 @@ async fn begun(begin: Begin<'_>) -> Result<(Begun, String), AuthError> {
     manager.configure_client(client)?;
     manager.set_credential_store(kept);
     let agree = manager.get_authorization_url(&scopes).await?;
+    // A person is asked to open it.
+    let page = Url::parse(&agree).is_ok_and(|page| matches!(page.scheme(), "https" | "http"));
+    if !page {
+        let problem = "where it would have a person agree is no web page".to_owned();
+        return Err(AuthError::MetadataError(problem));
+    }
     Ok((Begun(manager), agree))
 }
 

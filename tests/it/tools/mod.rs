@@ -3,6 +3,7 @@
 mod conformance;
 mod hostile;
 mod http;
+mod login;
 mod pinning;
 mod processes;
 pub mod real;
