@@ -88,7 +88,7 @@ pub enum WireConfig {
         /// Sent with every request.
         headers: BTreeMap<String, ValueSource>,
         /// How an administrator logs in to it; not at all when absent.
-        oauth: Option<OAuthConfig>,
+        oauth: Option<Box<OAuthConfig>>,
     },
 }
 
@@ -211,7 +211,7 @@ struct Raw {
     url: Option<String>,
     #[serde(default)]
     headers: BTreeMap<String, ValueSource>,
-    oauth: Option<OAuthConfig>,
+    oauth: Option<Box<OAuthConfig>>,
     #[serde(default)]
     protocol: Protocol,
     timeout: Option<String>,
@@ -274,7 +274,7 @@ fn wire(
     command: Option<Vec<String>>,
     url: Option<String>,
     env: BTreeMap<String, ValueSource>,
-    (headers, oauth): (BTreeMap<String, ValueSource>, Option<OAuthConfig>),
+    (headers, oauth): (BTreeMap<String, ValueSource>, Option<Box<OAuthConfig>>),
     cwd: Option<PathBuf>,
 ) -> Result<WireConfig, String> {
     within("the number of variables", env.len(), 0, MAX_ENTRIES)?;

@@ -54,7 +54,7 @@ impl Server {
 
     fn oauth(&self) -> Result<(&Url, &OAuthConfig), ToolError> {
         match &self.config.wire {
-            WireConfig::Http { url, oauth: Some(oauth), .. } => Ok((url, oauth)),
+            WireConfig::Http { url, oauth: Some(oauth), .. } => Ok((url, &**oauth)),
             _ => {
                 let message = format!(
                     "nobody logs in to the tool server {}: its configuration has no `oauth`",
