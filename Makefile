@@ -10,7 +10,7 @@ CRASH_SECONDS ?= 0
 REPETITIONS ?= 1
 export CYNAI_CRASH_SECONDS := $(CRASH_SECONDS)
 
-.PHONY: help setup build release test test-crash test-models demo demo-tools bench bench-peers check fmt sqlx ci clean
+.PHONY: help setup build release test test-crash test-models test-mcp demo demo-tools bench bench-peers check fmt sqlx ci clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -37,6 +37,10 @@ test-crash: ## Run the long crash tests (CRASH_SECONDS=600 for a slice of ten mi
 test-models: ## Run the tests with real models: small ones, on servers that are installed (and one compiled) for it
 	@scripts/setup build test models llama-server
 	@scripts/test models
+
+test-mcp: ## Run the client side of MCP's conformance suite, for both revisions of the protocol
+	@scripts/setup build test
+	@scripts/test conformance
 
 demo: ## Run the example: sandboxed jobs, a person's answer, and a kill -9 on the way
 	@scripts/setup build test

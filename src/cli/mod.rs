@@ -12,6 +12,7 @@ mod follow;
 mod form;
 mod graph;
 mod graph_test;
+mod login;
 mod models;
 mod run;
 mod runs;

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::client::{Client, ClientArgs, json_argument};
-use super::show;
+use super::{login, show};
 
 /// List, approve and call the tools of MCP servers.
 #[derive(Debug, Args)]
@@ -39,6 +39,18 @@ enum Command {
         /// One tool [default: all that wait].
         tool: Option<String>,
     },
+    /// Log in to a server whose configuration has `oauth`. Example: cynai tools login issues
+    Login {
+        /// The server.
+        #[arg(id = "tool_server", value_name = "SERVER")]
+        server: String,
+        /// The port that the browser is led back to, where the authorization server knows only one [default: any].
+        #[arg(long, value_name = "PORT", default_value_t = 0, hide_default_value = true)]
+        port: u16,
+        /// Finish a login that another `login` has begun, with the address that the browser was led to.
+        #[arg(long, value_name = "ADDRESS", conflicts_with = "port")]
+        finish: Option<String>,
+    },
     /// Call a tool. Example: cynai tools call memory read_graph '{}'
     Call {
         /// The server.
@@ -69,6 +81,14 @@ pub(super) async fn run(args: ToolsArgs) -> anyhow::Result<()> {
         Command::Approve { server, tool } => {
             let client = args.client.client()?;
             approve(&client, &server, tool.as_deref(), json).await
+        }
+        Command::Login { server, port, finish } => {
+            let client = args.client.client()?;
+            let path = format!("/v1/tools/{}", encoded(&server));
+            match finish {
+                Some(led_to) => login::finish(&client, &server, &path, &led_to).await,
+                None => login::login(&client, &server, &path, port).await,
+            }
         }
         Command::Call { server, tool, arguments, idempotency_key, timeout } => {
             let arguments = json_argument("ARGUMENTS", &arguments)?;

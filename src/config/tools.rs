@@ -65,6 +65,8 @@ pub struct ToolServerConfig {
     pub tools: Option<Vec<String>>,
     /// Who says that a tool is what it should be.
     pub approve: Approve,
+    /// What the server is told when it asks for a form to be filled in.
+    pub elicitation: Elicitation,
 }
 
 /// How a server is reached.
@@ -85,7 +87,24 @@ pub enum WireConfig {
         url: url::Url,
         /// Sent with every request.
         headers: BTreeMap<String, ValueSource>,
+        /// How an administrator logs in to it; not at all when absent.
+        oauth: Option<Box<OAuthConfig>>,
     },
+}
+
+/// How an administrator logs in to a server, by OAuth. All of it may be left out: most servers tell the rest.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OAuthConfig {
+    /// The client that was registered by hand with the authorization server.
+    pub client_id: Option<String>,
+    /// That client's secret.
+    pub client_secret: Option<ValueSource>,
+    /// Where a document describes this client, for authorization servers that read such documents.
+    pub client_metadata_url: Option<url::Url>,
+    /// What may be done with the login; what the server asks for when empty.
+    #[serde(default)]
+    pub scopes: Vec<String>,
 }
 
 /// Where a value comes from.
@@ -171,6 +190,17 @@ pub enum Approve {
     Always,
 }
 
+/// What a server is told when it asks for a form to be filled in, in the middle of a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Elicitation {
+    /// It is told beforehand that nobody fills in forms, and declined when it asks all the same.
+    #[default]
+    Decline,
+    /// Each form is sent back as it was proposed, with its default values.
+    Defaults,
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Raw {
@@ -181,6 +211,7 @@ struct Raw {
     url: Option<String>,
     #[serde(default)]
     headers: BTreeMap<String, ValueSource>,
+    oauth: Option<Box<OAuthConfig>>,
     #[serde(default)]
     protocol: Protocol,
     timeout: Option<String>,
@@ -193,6 +224,8 @@ struct Raw {
     tools: Option<Vec<String>>,
     #[serde(default)]
     approve: Approve,
+    #[serde(default)]
+    elicitation: Elicitation,
 }
 
 impl<'de> Deserialize<'de> for ToolServers {
@@ -229,7 +262,8 @@ impl Raw {
             max_parallel: within("max_parallel", self.max_parallel.unwrap_or(8), 1, 256)?,
             protocol: self.protocol,
             approve: self.approve,
-            wire: wire(self.command, self.url, self.env, self.headers, self.cwd)?,
+            elicitation: self.elicitation,
+            wire: wire(self.command, self.url, self.env, (self.headers, self.oauth), self.cwd)?,
             effects: self.effects,
             tools: self.tools,
         })
@@ -240,7 +274,7 @@ fn wire(
     command: Option<Vec<String>>,
     url: Option<String>,
     env: BTreeMap<String, ValueSource>,
-    headers: BTreeMap<String, ValueSource>,
+    (headers, oauth): (BTreeMap<String, ValueSource>, Option<Box<OAuthConfig>>),
     cwd: Option<PathBuf>,
 ) -> Result<WireConfig, String> {
     within("the number of variables", env.len(), 0, MAX_ENTRIES)?;
@@ -249,6 +283,9 @@ fn wire(
         (Some(command), None) => {
             if !headers.is_empty() {
                 return Err("headers go with `url`; a program gets `env`".to_owned());
+            }
+            if oauth.is_some() {
+                return Err("`oauth` goes with `url`; a program gets `env`".to_owned());
             }
             within("the number of words of `command`", command.len(), 1, MAX_ENTRIES)?;
             if command.iter().any(|word| word.contains('\0')) || command[0].is_empty() {
@@ -263,12 +300,39 @@ fn wire(
             if !env.is_empty() || cwd.is_some() {
                 return Err("`env` and `cwd` go with `command`; a server gets `headers`".to_owned());
             }
-            Ok(WireConfig::Http { url: endpoint(&text)?, headers })
+            if let Some(oauth) = &oauth {
+                check_oauth(oauth, &headers)?;
+            }
+            Ok(WireConfig::Http { url: endpoint(&text)?, headers, oauth })
         }
         _ => {
             Err("either `command: [PROGRAM, ARGUMENT..]` or `url: https://..` is needed".to_owned())
         }
     }
+}
+
+fn check_oauth(oauth: &OAuthConfig, headers: &BTreeMap<String, ValueSource>) -> Result<(), String> {
+    if headers.keys().any(|name| name.eq_ignore_ascii_case("authorization")) {
+        return Err(
+            "either `oauth` or a header `authorization`, since a login sends that".to_owned()
+        );
+    }
+    if oauth.client_secret.is_some() && oauth.client_id.is_none() {
+        return Err("oauth: a `client_secret` goes with a `client_id`".to_owned());
+    }
+    let document = oauth.client_metadata_url.as_ref();
+    if document.is_some_and(|url| url.scheme() != "https" || url.path() == "/") {
+        return Err("oauth: `client_metadata_url` is https:// with a path".to_owned());
+    }
+    let word = |scope: &String| {
+        !scope.is_empty()
+            && scope.bytes().all(|byte| matches!(byte, 0x21 | 0x23..=0x5b | 0x5d..=0x7e))
+    };
+    within("oauth: the number of `scopes`", oauth.scopes.len(), 0, MAX_ENTRIES)?;
+    if !oauth.scopes.iter().all(word) {
+        return Err("oauth: a scope is a word without spaces, quotes and backslashes".to_owned());
+    }
+    Ok(())
 }
 
 fn endpoint(text: &str) -> Result<url::Url, String> {
@@ -367,12 +431,13 @@ mod tests {
             "url": "https://tools.example/mcp", "headers": {"authorization": {"env": "TOKEN"}},
             "protocol": "2025-11-25", "timeout": "2m", "start_timeout": "1s", "max_output": "2 MiB",
             "max_parallel": 3, "idle": "1h", "effects": {"send": "idempotent"}, "tools": ["send"],
-            "approve": "always",
+            "approve": "always", "elicitation": "defaults",
         }))
         .unwrap();
         assert_eq!(server.max_output, 2 << 20);
         assert_eq!(server.effects["send"], Effect::Idempotent);
         assert_eq!((server.approve, server.protocol), (Approve::Always, Protocol::V2025));
+        assert_eq!(server.elicitation, Elicitation::Defaults);
     }
 
     #[test]
@@ -387,6 +452,17 @@ mod tests {
         check(json!({"command": ["x"], "headers": {"a": "b"}}), "`env`");
         check(json!({"url": "http://a", "env": {"a": "b"}}), "`headers`");
         check(json!({"url": "ftp://a"}), "https://");
+        check(json!({"command": ["x"], "oauth": {}}), "`oauth` goes with `url`");
+        check(json!({"url": "http://a", "oauth": {"client_secret": "x"}}), "`client_id`");
+        check(json!({"url": "http://a", "oauth": {"scopes": ["a b"]}}), "without spaces");
+        check(
+            json!({"url": "http://a", "oauth": {"client_metadata_url": "http://a/b"}}),
+            "https://",
+        );
+        check(
+            json!({"url": "http://a", "oauth": {}, "headers": {"Authorization": "x"}}),
+            "either `oauth`",
+        );
         check(json!({"url": "http://me:secret@a"}), "without a user");
         check(json!({"command": ["x"], "env": {"a-b": "c"}}), "no variable's name");
         check(json!({"command": ["x"], "timeout": "soon"}), "from 10ms to 1day");

@@ -187,7 +187,9 @@ fn tool_error(err: ToolError) -> ApiError {
         Kind::Changed => StatusCode::CONFLICT,
         Kind::InvalidArguments => StatusCode::UNPROCESSABLE_ENTITY,
         Kind::Busy => StatusCode::TOO_MANY_REQUESTS,
-        Kind::Unavailable | Kind::Misconfigured | Kind::Closing => StatusCode::SERVICE_UNAVAILABLE,
+        Kind::Unavailable | Kind::LoginRequired | Kind::Misconfigured | Kind::Closing => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
         Kind::Timeout => StatusCode::GATEWAY_TIMEOUT,
         Kind::ServerDied
         | Kind::Refused

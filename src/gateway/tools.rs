@@ -1,9 +1,10 @@
-//! Tools of MCP servers (/v1): list, approve, call.
+//! Tools of MCP servers (/v1): list, approve, log in, call.
 
 use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
@@ -13,6 +14,7 @@ use utoipa_axum::routes;
 use super::Gateway;
 use super::error::ApiError;
 use super::extract::{Body, Caller, Ids, Params};
+use crate::services::logins::ToolLoginView;
 use crate::services::tools::{ApprovedTool, CallTool, ToolServerView};
 use crate::tools::result::ToolResult;
 
@@ -21,9 +23,12 @@ pub(super) fn routes() -> OpenApiRouter<Gateway> {
     OpenApiRouter::new().routes(routes!(list_tools)).routes(routes!(approve_tools))
 }
 
-/// Routes that take as long as a tool.
+/// Routes that take as long as somebody else's server.
 pub(super) fn long_routes() -> OpenApiRouter<Gateway> {
-    OpenApiRouter::new().routes(routes!(call_tool))
+    OpenApiRouter::new()
+        .routes(routes!(call_tool))
+        .routes(routes!(begin_tool_login))
+        .routes(routes!(finish_tool_login))
 }
 
 #[derive(Debug, Deserialize, ToSchema)]
@@ -72,6 +77,49 @@ async fn approve_tools(
 ) -> Result<Json<Vec<ApprovedTool>>, ApiError> {
     let (tool, hash) = (request.tool.as_deref(), request.hash.as_deref());
     Ok(Json(gateway.services().approve_tools(&actor, &server, tool, hash).await?))
+}
+
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct BeginLoginRequest {
+    /// Where the person's browser is led to in the end: `http://` with a loopback address, on the person's machine.
+    redirect_uri: String,
+}
+
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct FinishLoginRequest {
+    /// The whole address that the browser was led to.
+    led_to: String,
+}
+
+/// Begin a login to a server whose configuration has `oauth`; only an admin may. A person agrees on the page that is
+/// answered, within ten minutes.
+#[utoipa::path(post, path = "/v1/tools/{server}/login", tag = "tools",
+    params(("server" = String, Path)), request_body = BeginLoginRequest,
+    responses((status = 200, body = ToolLoginView)))]
+async fn begin_tool_login(
+    State(gateway): State<Gateway>,
+    Caller(actor): Caller,
+    Ids(server): Ids<String>,
+    Body(request): Body<BeginLoginRequest>,
+) -> Result<Json<ToolLoginView>, ApiError> {
+    let services = gateway.services();
+    Ok(Json(services.begin_tool_login(&actor, &server, &request.redirect_uri).await?))
+}
+
+/// Finish the login that was begun last, with what the person's browser was led to; only an admin may.
+#[utoipa::path(post, path = "/v1/tools/{server}/login/finish", tag = "tools",
+    params(("server" = String, Path)), request_body = FinishLoginRequest,
+    responses((status = 204)))]
+async fn finish_tool_login(
+    State(gateway): State<Gateway>,
+    Caller(actor): Caller,
+    Ids(server): Ids<String>,
+    Body(request): Body<FinishLoginRequest>,
+) -> Result<StatusCode, ApiError> {
+    gateway.services().finish_tool_login(&actor, &server, &request.led_to).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// Call a tool. A tool that says that it failed is a result with `is_error`; a call that gave no usable

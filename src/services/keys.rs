@@ -32,8 +32,11 @@ impl Services {
 
 impl StoredKeys {
     async fn find(&self, source: &SecretSource) -> Result<SecretString, String> {
-        let Some(inner) = self.0.upgrade() else { return Err("the server is stopping".to_owned()) };
-        Services(inner).secret_value(source).await.map_err(|err| err.to_string())
+        self.services()?.secret_value(source).await.map_err(|err| err.to_string())
+    }
+
+    fn services(&self) -> Result<Services, String> {
+        self.0.upgrade().map(Services).ok_or_else(|| "the server is stopping".to_owned())
     }
 }
 
@@ -61,5 +64,24 @@ impl tools::keys::Keys for StoredKeys {
             self.find(&source).await.map_err(tools::keys::KeyError)
         }
         .boxed()
+    }
+
+    fn login<'a>(
+        &'a self,
+        server: &'a str,
+    ) -> BoxFuture<'a, Result<Option<SecretString>, tools::keys::KeyError>> {
+        async move { self.services()?.kept_login(server).await }
+            .map(|login| login.map_err(tools::keys::KeyError))
+            .boxed()
+    }
+
+    fn keep_login<'a>(
+        &'a self,
+        server: &'a str,
+        login: SecretString,
+    ) -> BoxFuture<'a, Result<(), tools::keys::KeyError>> {
+        async move { self.services()?.keep_login(server, login).await }
+            .map(|kept| kept.map_err(tools::keys::KeyError))
+            .boxed()
     }
 }

@@ -19,6 +19,7 @@ mod gathered;
 mod health;
 pub mod jobs;
 pub mod keys;
+pub mod logins;
 pub mod models;
 pub mod runs;
 pub mod secrets;

@@ -15,10 +15,11 @@ use super::definition::DefinitionHash;
 use super::error::{Outcome, ToolError, ToolErrorKind, quoted};
 use super::listing::Tool;
 use super::progress::{Flight, ProgressSink};
+use super::questions::{self, Round};
 use super::result::{Answer, ToolResult};
 use super::schema::check_in_time;
 use super::server::{InUse, Server};
-use super::wire::Failure;
+use super::wire::{Failure, Sending};
 
 /// Bytes of JSON of a call's arguments.
 const MAX_ARGUMENTS: usize = 4 << 20;
@@ -26,6 +27,8 @@ const MAX_ARGUMENTS: usize = 4 << 20;
 const MAX_TIMEOUT: Duration = Duration::from_secs(86_400);
 /// The longest idempotency key, in bytes.
 const MAX_KEY: usize = 256;
+/// How often a server may ask something back before it answers a call.
+const MAX_ROUNDS: usize = 8;
 
 /// A tool to call.
 #[derive(Debug, Clone)]
@@ -52,20 +55,56 @@ impl Server {
         sink: Option<ProgressSink>,
     ) -> Result<ToolResult, ToolError> {
         self.check(&call)?;
+        let mut rounds = 0;
+        let result = self.rounds(&call, sink, &mut rounds).await;
+        result.map_err(|err| match err.outcome {
+            // The server has seen the call, and only its answers to what it asked back are missing.
+            Outcome::NotSent if rounds > 0 => err.with_outcome(Outcome::Unknown),
+            _ => err,
+        })
+    }
+
+    /// Sends a call, and again with answers as often as the server asks something back.
+    async fn rounds(
+        self: &Arc<Self>,
+        call: &ToolCall,
+        sink: Option<ProgressSink>,
+        rounds: &mut usize,
+    ) -> Result<ToolResult, ToolError> {
         let timeout = call.timeout.unwrap_or(self.config.timeout).min(MAX_TIMEOUT);
         let mut permit = self.permit(timeout).await?;
         let mut second = false;
+        let (mut round, mut deadline) = (Round::default(), None);
         loop {
             let live = self.in_use().await?;
-            let tool = self.tool(&live, &call).await?;
+            let tool = self.tool(&live, call).await?;
             let (arguments, kept) = self.fitting(&tool, call.arguments.clone(), permit).await?;
             permit = kept;
             let flight = Arc::new(Flight::new(sink.clone()));
-            let deadline = Instant::now() + timeout;
-            let (live, answered) = self.send(live, &call, arguments, &flight, deadline).await?;
+            let until = *deadline.get_or_insert_with(|| Instant::now() + timeout);
+            let sending = Sending {
+                tool: call.tool.clone(),
+                arguments,
+                round: round.clone(),
+                key: call.idempotency_key.clone(),
+            };
+            let (live, answered) = self.send(live, sending, &flight, until).await?;
             match answered {
-                Ok(result) => return self.accept(result, &tool, &live, &flight, permit).await,
+                Ok(result) => {
+                    let bytes = self.size(&result, &live)?;
+                    match questions::next(self.config.elicitation, &result) {
+                        Some(next) if *rounds < MAX_ROUNDS => {
+                            *rounds += 1;
+                            round = next;
+                        }
+                        _ => {
+                            let flight = (bytes, flight.left_out());
+                            return self.accept(result, &tool, &live, flight, permit).await;
+                        }
+                    }
+                }
                 Err(Failure::SessionGone) if !second => {
+                    deadline = None;
                     // The server has not looked at it, and may have other tools by now.
                     self.retire(&live, false);
                     second = true;
@@ -171,19 +210,15 @@ impl Server {
     async fn send(
         &self,
         live: InUse,
-        call: &ToolCall,
-        arguments: Map<String, Value>,
+        sending: Sending,
         flight: &Arc<Flight>,
         deadline: Instant,
     ) -> Result<(InUse, Result<Value, Failure>), ToolError> {
         let (mut answer, answered) = oneshot::channel();
-        let (tool, key) = (call.tool.clone(), call.idempotency_key.clone());
         let flight = Arc::clone(flight);
         self.context.tasks.spawn(async move {
             let gone = answer.closed();
-            let sent =
-                live.connection.call(&tool, arguments, key.as_deref(), flight, deadline, gone);
-            let result = sent.await;
+            let result = live.connection.call(sending, flight, deadline, gone).await;
             let _ = answer.send((live, result));
         });
         answered.await.map_err(|_| {
@@ -192,19 +227,24 @@ impl Server {
         })
     }
 
+    /// The bytes of a result's JSON, when they are not too many.
+    fn size(&self, result: &Value, live: &InUse) -> Result<usize, ToolError> {
+        let bytes = serde_json::to_vec(result).map_or(usize::MAX, |json| json.len());
+        if bytes > self.config.max_output {
+            return Err(self.failure(Failure::TooLong(bytes as u64), live, true));
+        }
+        Ok(bytes)
+    }
+
     /// Looks at a result before anybody else does.
     async fn accept(
         &self,
         mut result: Value,
         tool: &Tool,
         live: &InUse,
-        flight: &Flight,
+        (bytes, progress_left_out): (usize, u64),
         permit: OwnedSemaphorePermit,
     ) -> Result<ToolResult, ToolError> {
-        let bytes = serde_json::to_vec(&result).map_or(usize::MAX, |json| json.len());
-        if bytes > self.config.max_output {
-            return Err(self.failure(Failure::TooLong(bytes as u64), live, true));
-        }
         live.redactor.json(&mut result);
         let (mut structured, content, is_error) = match Answer::read(result) {
             Answer::Complete { structured, content, is_error } => (structured, content, is_error),
@@ -230,7 +270,6 @@ impl Server {
                 .map_err(|mismatch| self.invalid_output(tool, mismatch.path, &mismatch.problem))?;
             structured = Some(value);
         }
-        let progress_left_out = flight.left_out();
         Ok(ToolResult { structured, content, is_error, bytes, progress_left_out })
     }
 
@@ -275,6 +314,7 @@ impl Server {
                 let message = format!("the tool server {name} cannot be used now: {problem}");
                 error(ToolErrorKind::Unavailable, Outcome::NotSent, message)
             }
+            Failure::LoginRequired(challenge) => self.login_required(challenge),
             Failure::Http(problem) => {
                 let kind =
                     if sent { ToolErrorKind::ServerDied } else { ToolErrorKind::Unavailable };

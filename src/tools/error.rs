@@ -43,6 +43,8 @@ pub enum ToolErrorKind {
     Busy,
     /// The server cannot be started or reached now.
     Unavailable,
+    /// Somebody has to log in to the server, or with more scopes.
+    LoginRequired,
     /// A value that the server's configuration refers to is missing.
     Misconfigured,
     /// The server ended, or its connection broke, during the call.
@@ -75,6 +77,7 @@ impl ToolErrorKind {
             Self::InvalidArguments => "invalid_arguments",
             Self::Busy => "busy",
             Self::Unavailable => "unavailable",
+            Self::LoginRequired => "login_required",
             Self::Misconfigured => "misconfigured",
             Self::ServerDied => "server_died",
             Self::Timeout => "timeout",

@@ -34,6 +34,29 @@ pub trait Keys: Send + Sync + fmt::Debug {
         &'a self,
         source: &'a ValueSource,
     ) -> BoxFuture<'a, Result<SecretString, KeyError>>;
+
+    /// The login to `server` that was kept; none when nobody has logged in.
+    ///
+    /// # Errors
+    /// It may not be read now.
+    fn login<'a>(
+        &'a self,
+        _server: &'a str,
+    ) -> BoxFuture<'a, Result<Option<SecretString>, KeyError>> {
+        async { Ok(None) }.boxed()
+    }
+
+    /// Keeps a login to `server`, in place of the one before.
+    ///
+    /// # Errors
+    /// It cannot be kept.
+    fn keep_login<'a>(
+        &'a self,
+        _server: &'a str,
+        _login: SecretString,
+    ) -> BoxFuture<'a, Result<(), KeyError>> {
+        async { Err(KeyError("logins cannot be kept here".to_owned())) }.boxed()
+    }
 }
 
 /// Gives texts of the configuration, and nothing else.

@@ -16,8 +16,10 @@ pub mod error;
 pub mod keys;
 mod lines;
 mod listing;
+mod login;
 mod open;
 pub mod progress;
+mod questions;
 pub mod result;
 mod schema;
 mod server;
@@ -121,6 +123,28 @@ impl Tools {
     ) -> Result<ToolResult, ToolError> {
         let server = self.server(&call.server)?;
         Box::pin(server.call(call, progress)).await
+    }
+
+    /// Begins a login to a server, and answers where a person agrees to it. That page leads to
+    /// `redirect_uri` in the end, with parameters that [`Self::finish_login`] wants to see.
+    ///
+    /// # Errors
+    /// The server has no `oauth` in its configuration, or does not tell how to log in.
+    pub async fn begin_login(
+        &self,
+        server: &str,
+        redirect_uri: &url::Url,
+    ) -> Result<String, ToolError> {
+        Box::pin(self.server(server)?.begin_login(redirect_uri)).await
+    }
+
+    /// Finishes the login that was begun last, with the address that the person was led to. The next use of
+    /// the server is with this login.
+    ///
+    /// # Errors
+    /// No login was begun, or it was refused.
+    pub async fn finish_login(&self, server: &str, led_to: &url::Url) -> Result<(), ToolError> {
+        Box::pin(self.server(server)?.finish_login(led_to)).await
     }
 
     /// Ends all servers with everything that they started. Calls under way fail; later ones too.

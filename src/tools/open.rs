@@ -50,11 +50,12 @@ pub(super) async fn open(server: &Server) -> Result<Opened, ToolError> {
             };
             started(server, program, redactor).await
         }
-        WireConfig::Http { url, headers } => {
+        WireConfig::Http { url, headers, oauth } => {
             let headers = values(server, "headers", headers, &mut redactor).await?;
             let headers = header_map(server, headers)?;
-            let opened =
-                Connection::over_http(url, headers, &terms(server), &server.context.tasks).await;
+            let (terms, tasks) = (terms(server), &server.context.tasks);
+            let login = oauth.as_ref().map(|_| server.kept_login());
+            let opened = Connection::over_http(url, headers, login, &terms, tasks).await;
             let redactor = Arc::new(redactor);
             let connection = opened.map_err(|failure| refused(server, failure, &redactor))?;
             Ok(Opened { connection, process: None, redactor })
@@ -95,6 +96,7 @@ fn terms(server: &Server) -> Terms {
     let config = &server.config;
     Terms {
         protocol: config.protocol,
+        elicitation: config.elicitation,
         message_bytes: config.max_output.max(MIN_MESSAGE) + ENVELOPE,
         write_patience: config.timeout.max(MIN_WRITE_PATIENCE),
         parallel: config.max_parallel,
@@ -163,6 +165,7 @@ fn refused(server: &Server, failure: Failure, redactor: &Redactor) -> ToolError 
         Failure::Unreachable(problem) | Failure::Http(problem) | Failure::Unreadable(problem) => {
             problem
         }
+        Failure::LoginRequired(challenge) => return server.login_required(challenge),
         Failure::Timeout | Failure::Abandoned => return too_slow(server),
     };
     unavailable(server, &quoted(&redactor.text(&problem)))

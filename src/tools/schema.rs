@@ -163,7 +163,8 @@ fn collect<'a>(schema: &'a Value, root: bool, found: &mut Vec<&'a str>) -> Resul
                 }
                 found.push(reference);
             }
-            let renamed = ["$id", "$anchor", "$dynamicAnchor"]
+            // An `$anchor` does no harm: nothing that refers to one is followed.
+            let renamed = ["$id", "$dynamicAnchor"]
                 .into_iter()
                 .find(|key| entries.get(*key).is_some_and(Value::is_string));
             if let Some(key) = renamed.filter(|key| !root || *key != "$id") {
@@ -221,6 +222,8 @@ mod tests {
             false,
         );
         check(json!({"$ref": "#a", "$defs": {"x": {"$anchor": "a", "$ref": "#a"}}}), false);
+        check(json!({"$defs": {"x": {"$dynamicAnchor": "a"}}}), false);
+        check(json!({"$defs": {"x": {"$anchor": "a"}}, "$ref": "#/$defs/x"}), true);
         check(json!({"pattern": "(?=a)b"}), false);
         check(json!({"type": "wrong"}), false);
         let deep = (0..70).fold(json!({}), |inner, _| json!({"items": inner}));

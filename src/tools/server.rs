@@ -23,6 +23,7 @@ use super::child::{LastWords, Process};
 use super::error::{ToolError, ToolErrorKind};
 use super::keys::{Keys, Redactor};
 use super::listing::Listing;
+use super::login::Login;
 use super::open;
 use super::wire::Connection;
 use crate::config::tools::{ToolServerConfig, WireConfig};
@@ -53,6 +54,7 @@ pub(super) struct Server {
     pub(super) context: Arc<Context>,
     /// One for each call that may be under way.
     pub(super) permits: Arc<Semaphore>,
+    pub(super) login: Login,
     state: Mutex<State>,
 }
 
@@ -140,7 +142,7 @@ impl Server {
     /// A server that is not started yet.
     pub(super) fn new(name: String, config: ToolServerConfig, context: Arc<Context>) -> Self {
         let permits = Arc::new(Semaphore::new(config.max_parallel));
-        Self { name, config, context, permits, state: Mutex::default() }
+        Self { name, config, context, permits, login: Login::default(), state: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -211,15 +213,19 @@ impl Server {
     }
 
     fn paused(&self, pause: Duration) -> ToolError {
-        let why = self.lock().last_error.as_ref().map(|err| format!(": {}", err.message));
+        let last = self.lock().last_error.clone();
+        let kind = match &last {
+            Some(err) if err.kind == ToolErrorKind::LoginRequired => err.kind,
+            _ => ToolErrorKind::Unavailable,
+        };
+        let why = last.map(|err| format!(": {}", err.message));
         let message = format!(
             "the tool server {} failed and is started again in {} s at the earliest{}",
             self.name,
             pause.as_secs() + 1,
             why.unwrap_or_default()
         );
-        let err = ToolError::new(ToolErrorKind::Unavailable, message);
-        ToolError { retry_after: Some(pause), ..err }
+        ToolError { retry_after: Some(pause), ..ToolError::new(kind, message) }
     }
 
     async fn start(self: Arc<Self>) -> Result<(), ToolError> {
@@ -319,6 +325,16 @@ impl Server {
             state.failures = 0;
         }
         unused
+    }
+
+    /// The next use makes a new connection, and at once, whatever failed before.
+    pub(super) fn begin_anew(&self) {
+        let mut state = self.lock();
+        if let Phase::Live(live) = &state.phase {
+            live.retired.cancel();
+            state.phase = Phase::Idle;
+        }
+        (state.failures, state.not_before, state.last_error) = (0, None, None);
     }
 
     /// The next use makes a new connection; this one ends when its calls have.

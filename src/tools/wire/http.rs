@@ -14,7 +14,7 @@ use rmcp::transport::streamable_http_client::{
 };
 
 use super::tap::{flight_of, request_number};
-use super::{Failure, Terms};
+use super::{Failure, Terms, login};
 use crate::tools::lines::answers;
 
 /// How often a broken stream of events is taken up again before its call has failed.
@@ -23,20 +23,12 @@ const STREAM_RETRIES: usize = 3;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A wire to the server at `url`. Nothing is sent yet.
-///
-/// # Errors
-/// There is no client to be had.
-pub(super) fn connect(
+pub(super) fn connect<C: StreamableHttpClient>(
+    http: C,
     url: &url::Url,
     headers: HeaderMap,
     terms: &Terms,
-) -> Result<StreamableHttpClientTransport<Http>, Failure> {
-    let http = reqwest::Client::builder()
-        .redirect(reqwest::redirect::Policy::none())
-        .no_proxy()
-        .connect_timeout(CONNECT_TIMEOUT)
-        .build()
-        .map_err(|err| Failure::Http(err.to_string()))?;
+) -> StreamableHttpClientTransport<C> {
     let mut config = StreamableHttpClientTransportConfig::with_uri(url.as_str())
         .max_concurrent_requests(terms.parallel + 4)
         .max_sse_event_size(terms.message_bytes)
@@ -47,7 +39,7 @@ pub(super) fn connect(
             headers.into_iter().filter_map(|(name, value)| Some((name?, value))).collect(),
         );
     config.retry_config = Arc::new(Retries);
-    Ok(StreamableHttpClientTransport::with_client(Http(http), config))
+    StreamableHttpClientTransport::with_client(http, config)
 }
 
 /// What is known of a failure of the wire; of pipes only that they are closed.
@@ -55,11 +47,13 @@ pub(super) fn failure(err: &(dyn std::error::Error + Send + Sync + 'static)) -> 
     match err.downcast_ref::<StreamableHttpError<reqwest::Error>>() {
         None | Some(StreamableHttpError::TransportChannelClosed) => Failure::Closed,
         Some(StreamableHttpError::SessionExpired) => Failure::SessionGone,
-        Some(StreamableHttpError::AuthRequired(_) | StreamableHttpError::InsufficientScope(_)) => {
-            Failure::Unreachable(
-                "it wants other credentials; look at the configured headers".to_owned(),
-            )
+        Some(StreamableHttpError::AuthRequired(err)) => {
+            Failure::LoginRequired(Some(err.www_authenticate_header.clone()))
         }
+        Some(StreamableHttpError::InsufficientScope(err)) => {
+            Failure::LoginRequired(Some(err.www_authenticate_header.clone()))
+        }
+        Some(StreamableHttpError::Auth(err)) => login::failure(err),
         // An address may hold a key in its query; the cause tells enough without it.
         Some(StreamableHttpError::Client(err)) => {
             let cause =
@@ -96,6 +90,21 @@ impl SseRetryPolicy for Retries {
 /// A client.
 #[derive(Debug, Clone)]
 pub(super) struct Http(reqwest::Client);
+
+impl Http {
+    /// A client that goes where it is sent and nowhere else.
+    ///
+    /// # Errors
+    /// There is no client to be had.
+    pub(super) fn new() -> Result<Self, Failure> {
+        let http = reqwest::Client::builder()
+            .redirect(reqwest::redirect::Policy::none())
+            .no_proxy()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .build();
+        http.map(Self).map_err(|err| Failure::Http(err.to_string()))
+    }
+}
 
 type HttpError = StreamableHttpError<reqwest::Error>;
 type Headers = HashMap<HeaderName, HeaderValue>;

@@ -10,7 +10,9 @@
 //! **Invariant:** what a server can make this process keep is bounded: one line or event, and a few
 //! questions of its own.
 
+mod asked;
 mod http;
+pub(super) mod login;
 mod pipes;
 mod tap;
 
@@ -21,15 +23,14 @@ use std::time::Duration;
 
 use reqwest::header::HeaderMap;
 use rmcp::model::{
-    CallToolRequest, CallToolRequestParams, ClientCapabilities, ClientConfig, ClientRequest,
-    ErrorData, Implementation, JsonObject, ListToolsRequest, MetaObject, PaginatedRequestParams,
-    ProtocolVersion, RequestMetaObject, SubscriptionFilter,
+    CallToolRequest, CallToolRequestParams, ClientRequest, ErrorData, JsonObject, ListToolsRequest,
+    MetaObject, PaginatedRequestParams, ProtocolVersion, RequestMetaObject, SubscriptionFilter,
 };
 use rmcp::service::{
     ClientInitializeError, ClientLifecycleMode, PeerRequestOptions, RoleClient, RunningService,
     ServiceError, serve_client_with_lifecycle_and_ct,
 };
-use rmcp::transport::Transport;
+use rmcp::transport::{AuthClient, Transport};
 use serde_json::Value;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -37,7 +38,9 @@ use tokio_util::task::TaskTracker;
 
 use super::child;
 use super::progress::Flight;
-use crate::config::tools::Protocol;
+use super::questions::Round;
+use crate::config::tools::{Elicitation, Protocol};
+use asked::Us;
 use pipes::Pipe;
 use tap::{Shared, Tap};
 
@@ -54,6 +57,8 @@ pub(super) enum Failure {
     SessionGone,
     /// The server cannot be reached, or not with these credentials; the request was not looked at.
     Unreachable(String),
+    /// The server wants a login, or one that may do more; with its own words for programs, when it has any.
+    LoginRequired(Option<String>),
     /// HTTP failed for this request; with what is known of why.
     Http(String),
     /// The server answered with an error.
@@ -72,6 +77,8 @@ pub(super) enum Failure {
 #[derive(Debug)]
 pub(super) struct Terms {
     pub(super) protocol: Protocol,
+    /// What the server is told when it asks for a form to be filled in.
+    pub(super) elicitation: Elicitation,
     /// Bytes of one message.
     pub(super) message_bytes: usize,
     /// How long writing one message may take.
@@ -80,10 +87,21 @@ pub(super) struct Terms {
     pub(super) parallel: usize,
 }
 
+/// A call as it is sent.
+#[derive(Debug)]
+pub(super) struct Sending {
+    pub(super) tool: String,
+    pub(super) arguments: JsonObject,
+    /// What the server asked back before.
+    pub(super) round: Round,
+    /// The idempotency key.
+    pub(super) key: Option<String>,
+}
+
 /// A connection whose server has introduced itself. Dropping it ends it.
 #[derive(Debug)]
 pub(super) struct Connection {
-    service: RunningService<RoleClient, ClientConfig>,
+    service: RunningService<RoleClient, Us>,
     shared: Arc<Shared>,
     /// The version that is spoken.
     pub(super) protocol: String,
@@ -107,12 +125,23 @@ impl Connection {
     pub(super) async fn over_http(
         url: &url::Url,
         headers: HeaderMap,
+        login: Option<login::Kept>,
         terms: &Terms,
         tasks: &TaskTracker,
     ) -> Result<Self, Failure> {
-        let wire = http::connect(url, headers, terms)?;
+        let http = http::Http::new()?;
         let shared = Arc::new(Shared::default());
-        Self::begin(Tap { wire, shared }, terms, tasks).await
+        match login {
+            None => {
+                let wire = http::connect(http, url, headers, terms);
+                Self::begin(Tap { wire, shared }, terms, tasks).await
+            }
+            Some(kept) => {
+                let http = AuthClient::new(http, login::resumed(url, kept).await?);
+                let wire = http::connect(http, url, headers, terms);
+                Self::begin(Tap { wire, shared }, terms, tasks).await
+            }
+        }
     }
 
     async fn begin<T>(tap: Tap<T>, terms: &Terms, tasks: &TaskTracker) -> Result<Self, Failure>
@@ -120,9 +149,7 @@ impl Connection {
         T: Transport<RoleClient> + 'static,
     {
         let shared = Arc::clone(&tap.shared);
-        let us = Implementation::new("cynai", env!("CARGO_PKG_VERSION"));
-        let us = ClientConfig::new(ClientCapabilities::default(), us)
-            .with_protocol_version(ProtocolVersion::V_2025_11_25);
+        let us = Us::new(terms.elicitation);
         let newest = vec![ProtocolVersion::V_2026_07_28];
         let lifecycle = match terms.protocol {
             Protocol::V2025 => ClientLifecycleMode::Initialize,
@@ -187,16 +214,17 @@ impl Connection {
     /// Calls a tool. Ends early when `gone` does, and tells the server so.
     pub(super) async fn call(
         &self,
-        tool: &str,
-        arguments: JsonObject,
-        key: Option<&str>,
+        call: Sending,
         flight: Arc<Flight>,
         deadline: Instant,
         gone: impl Future<Output = ()> + Send,
     ) -> Result<Value, Failure> {
-        let params = CallToolRequestParams::new(tool.to_owned()).with_arguments(arguments);
+        let Sending { tool, arguments, round, key } = call;
+        let mut params = CallToolRequestParams::new(tool).with_arguments(arguments);
+        params.input_responses = Some(round.responses).filter(|responses| !responses.is_empty());
+        params.request_state = round.state;
         let request = ClientRequest::CallToolRequest(CallToolRequest::new(params));
-        self.request(request, key, flight, deadline, gone).await
+        self.request(request, key.as_deref(), flight, deadline, gone).await
     }
 
     async fn request(

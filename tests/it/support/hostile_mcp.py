@@ -212,6 +212,7 @@ def call(id, name, arguments, token):
     elif name == "fail":
         yield result(id, text("it did not work", isError=True))
     elif name == "ask":
+        event("asks")
         yield result(id, {"resultType": "input_required", "inputRequests": {"a": {"method": "elicitation/create", "params": {"message": "?", "requestedSchema": {"type": "object", "properties": {}}}}}})
     elif name == "pings":
         for n in range(100_000):
@@ -295,8 +296,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.reply(401, b"{}", www_authenticate='Bearer realm="x"')
         if "broken" in MODES:
             return self.reply(500, b"<html>secret stack trace</html>", kind="text/html")
-        if "redirect" in MODES:
-            return self.reply(307, b"", location="http://127.0.0.1:1/mcp")
+        for mode in MODES:
+            if mode.startswith("redirect="):
+                return self.reply(307, b"", location=mode.removeprefix("redirect="))
         session = self.headers.get("mcp-session-id")
         if session and session not in SESSIONS:
             return self.reply(404, b"{}")

@@ -284,13 +284,22 @@ async fn arguments_are_held_against_their_schema_before_anything_is_sent() {
 }
 
 #[tokio::test]
+async fn a_server_that_asks_back_for_ever_is_answered_a_few_times() {
+    let site = Site::stdio_with(&["modern"], json!({"elicitation": "defaults"}));
+    site.fail("ask", ToolErrorKind::InputRequired).await;
+    assert_eq!(site.events().iter().filter(|seen| *seen == "asks").count(), 9);
+    assert_eq!(site.text("echo").await, "{}");
+}
+
+#[tokio::test]
 async fn errors_and_failures_of_tools_are_told_apart() {
     let site = Site::stdio(&[]);
     let failed = site.call("fail", json!({})).await.unwrap();
     assert!(failed.is_error && failed.text() == "it did not work");
     let err = site.fail("refuse", ToolErrorKind::Refused).await;
     assert!(err.message.contains("no: [redacted]"), "{err}");
-    site.fail("ask", ToolErrorKind::InputRequired).await;
+    let err = site.fail("ask", ToolErrorKind::InputRequired).await;
+    assert_eq!(err.outcome, Outcome::Answered);
     site.fail("nothing", ToolErrorKind::UnknownTool).await;
     let mut elsewhere = call("echo", json!({}));
     elsewhere.server = "t".to_owned();

@@ -152,7 +152,7 @@ async fn errors_schemas_and_secrets_are_the_same_over_http() {
 
 #[tokio::test]
 async fn servers_that_are_none_are_told_apart() {
-    for (mode, expected) in [("unauthorized", "headers"), ("broken", "500"), ("redirect", "")] {
+    for (mode, expected) in [("unauthorized", "headers"), ("broken", "500")] {
         let served = served(&[mode], json!({})).await;
         let err = served.site.fail("echo", ToolErrorKind::Unavailable).await;
         assert!(err.message.contains(expected), "{mode}: {err}");
@@ -161,6 +161,28 @@ async fn servers_that_are_none_are_told_apart() {
     let wrong = Site::new(json!({"url": "http://127.0.0.1:1/", "headers": {"accept": "x"}}));
     let err = wrong.fail("echo", ToolErrorKind::Misconfigured).await;
     assert!(err.message.contains("accept"), "{err}");
+}
+
+#[tokio::test]
+async fn redirects_are_not_followed() {
+    let elsewhere = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mode = format!("redirect=http://{}/mcp", elsewhere.local_addr().unwrap());
+    let served = served(&[&mode], json!({})).await;
+    let err = served.site.fail("echo", ToolErrorKind::Unavailable).await;
+    assert_eq!(err.outcome, Outcome::NotSent);
+    let visit = tokio::time::timeout(Duration::from_millis(300), elsewhere.accept()).await;
+    assert!(visit.is_err(), "{visit:?}");
+}
+
+#[tokio::test]
+async fn a_server_that_accepts_and_is_silent_is_given_up_on() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/mcp", silent.local_addr().unwrap());
+    let site = Site::new(json!({"url": url, "start_timeout": "300ms"}));
+    let began = Instant::now();
+    let err = site.fail("echo", ToolErrorKind::Unavailable).await;
+    assert!(err.message.contains("start_timeout"), "{err}");
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
 }
 
 #[tokio::test]

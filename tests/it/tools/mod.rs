@@ -1,7 +1,9 @@
 //! Tools of MCP servers that misbehave, and of some that do not: real processes, real sockets.
 
+mod conformance;
 mod hostile;
 mod http;
+mod login;
 mod pinning;
 mod processes;
 pub mod real;

@@ -16,28 +16,33 @@ const PACKAGES: [&str; 3] = [
     "@modelcontextprotocol/server-memory@2026.8.31",
 ];
 
-/// The installed servers. They are installed once, and kept beside what cargo builds.
+/// The installed servers.
 pub async fn servers() -> PathBuf {
-    tokio::task::spawn_blocking(|| {
-        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("mcp-servers");
+    installed("mcp-servers", &PACKAGES).await
+}
+
+/// Where these packages of npm's are. They are installed once, and kept beside what cargo builds.
+pub async fn installed(name: &'static str, packages: &'static [&'static str]) -> PathBuf {
+    tokio::task::spawn_blocking(move || {
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
         std::fs::create_dir_all(&dir).unwrap();
         // Several tests begin at once: one installs, the others wait.
         let lock = std::fs::File::create(dir.join("lock")).unwrap();
         lock.lock().unwrap();
         let done = dir.join("installed");
-        if std::fs::read_to_string(&done).is_ok_and(|text| text == PACKAGES.join("\n")) {
+        if std::fs::read_to_string(&done).is_ok_and(|text| text == packages.join("\n")) {
             return dir;
         }
         let output = Command::new("npm")
             .args(["install", "--no-audit", "--no-fund", "--no-update-notifier", "--prefix"])
             .arg(&dir)
-            .args(PACKAGES)
+            .args(packages)
             .stdin(Stdio::null())
             .output()
             .expect("this test needs npm: apt-get install nodejs npm");
         let told = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "this test needs a package index of npm's\n{told}");
-        std::fs::write(done, PACKAGES.join("\n")).unwrap();
+        std::fs::write(done, packages.join("\n")).unwrap();
         dir
     })
     .await
