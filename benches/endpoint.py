@@ -18,6 +18,7 @@ The tool `act` answers its `text` after `delay_ms`; `look` is the same, and says
 """
 
 import asyncio
+import functools
 import json
 import sys
 import time
@@ -85,6 +86,12 @@ PLAIN = answer(
 REFUSED = answer(b'{"error": {"message": "stream is not supported", "param": "stream"}}', "400 Bad Request")
 
 
+@functools.cache
+def at_once(count: int) -> bytes:
+    """A whole streamed answer of `count` tokens."""
+    return STREAM_HEAD + b"".join(chunk(piece(token(number))) for number in range(count)) + STREAM_END
+
+
 def told(message: dict) -> tuple[dict | None, float]:
     """The answer to a message of MCP, and after how many seconds it goes; none for what wants no answer."""
     method, params = message.get("method"), message.get("params") or {}
@@ -143,7 +150,9 @@ class Http(asyncio.Protocol):
             streamed = json.loads(body).get("stream")
             self.write(REFUSED if streamed else PLAIN, 0 if streamed else int(rest[0]) / 1000)
         elif kind == "gated":
-            self.asked = json.loads(body)["model"]
+            self.count, self.rate = map(int, json.loads(body)["model"].split("x"))
+            if not self.rate:
+                at_once(self.count)  # Made before the clock starts.
             self.gated.append(self)
         elif kind == "go":
             waiting, self.gated[:] = list(self.gated), []
@@ -158,14 +167,12 @@ class Http(asyncio.Protocol):
             self.write(answer(b"{}", "405 Method Not Allowed"))
 
     def begin(self) -> None:
-        self.count, self.rate = map(int, self.asked.split("x"))
         self.sent, self.begun = 0, self.loop.time()
         if self.rate:
             self.transport.write(STREAM_HEAD)
             self.next_token()
         else:
-            tokens = b"".join(chunk(piece(token(number))) for number in range(self.count))
-            self.transport.write(STREAM_HEAD + tokens + STREAM_END)
+            self.transport.write(at_once(self.count))
 
     def next_token(self) -> None:
         if self.transport.is_closing():
