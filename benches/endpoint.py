@@ -11,6 +11,7 @@ It does as little as it can, since it shares two cores with what is measured. A 
     POST /gated/v1/chat/completions          waits for `POST /go`; then, for the model `COUNTxRATE`, COUNT
                                              tokens, RATE a second (0: all at once)
     POST /mcp                                MCP of 2025-11-25, without sessions
+    POST /waiting                            how many requests wait for that
     POST /go                                 lets those begin that wait; answers how many they are
     POST /cpu                                the processor seconds that this process has used
 

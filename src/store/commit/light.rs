@@ -8,17 +8,19 @@ use sqlx::PgPool;
 
 use super::Request;
 use super::columns::Columns;
-use crate::graph::checkpoint::{EffectChange, WaitKind};
+use crate::graph::checkpoint::{Commit, EffectChange, WaitKind};
 use crate::store::StoreError;
 
 /// Whether [`execute`] can write `request`.
 pub(super) fn fits(request: &Request) -> bool {
-    let commit = &*request.commit;
-    commit.checkpoint.is_none()
-        && commit.writes.is_empty()
+    let Commit { namespace: _, planned: _, checkpoint, writes, waits, settles, stream: _, effects } =
+        &*request.commit;
+    checkpoint.is_none()
+        && writes.is_empty()
+        && !settles
         // A wait for an event takes one that has come before it.
-        && commit.waits.iter().all(|wait| wait.kind != WaitKind::Event)
-        && commit.effects.iter().all(|row| matches!(row.change, EffectChange::Intent { .. }))
+        && waits.iter().all(|wait| wait.kind != WaitKind::Event)
+        && effects.iter().all(|row| matches!(row.change, EffectChange::Intent { .. }))
 }
 
 /// Writes the rows of streams, waits and intents of `requests`, each of which [`fits`].
