@@ -73,6 +73,7 @@ async fn streamed(pool: &PgPool, c: &Columns) -> Result<Vec<i32>, sqlx::Error> {
 }
 
 /// Rows of streams, waits and intents.
+#[expect(clippy::too_many_lines, reason = "one statement and its columns")]
 async fn intended(pool: &PgPool, c: &Columns) -> Result<Vec<i32>, sqlx::Error> {
     sqlx::query_scalar!(
         r#"with gate as materialized (
