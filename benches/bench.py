@@ -25,10 +25,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
 
+import calls
 import measure
+import readers
 import workloads
 from measure import BRANCHES, STEPS, percentile
-from system import Broken, Client, Connection, Database, Server
+from system import Broken, Client, Connection, Database, Endpoint, Server, check
 
 PEER, FLOOR = "cynai", "floor"
 RUNS = {1: 40, 16: 160, 64: 512}  # at once -> how many in all
@@ -47,11 +49,6 @@ def emit(workload: str, metric: str, value: float, unit: str, peer: str = PEER, 
 
 def tell(text: str) -> None:
     print(f"bench: {text}", file=sys.stderr, flush=True)
-
-
-def check(holds: bool, text: str) -> None:
-    if not holds:
-        raise Broken(text)
 
 
 class Meter:
@@ -102,7 +99,11 @@ class Bench:
         self.options = options
         self.folder = Path(tempfile.mkdtemp(prefix="cynai-bench-graphs."))
         self.graphs = workloads.write_all(self.folder / "graphs")
+        self.endpoint = Endpoint()
+        config = self.folder / "cynai.yaml"
+        config.write_text(json.dumps(workloads.config(self.endpoint.script, self.endpoint.port)))
         self.server = Server(options.server, self.graphs)
+        self.server.arguments = ["--config", str(config)]
         self.client: Client | None = None
         self.database: Database | None = None
 
@@ -122,6 +123,7 @@ class Bench:
         if self.database:
             self.database.close()
         self.server.remove()
+        self.endpoint.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def restart(self) -> float:
@@ -135,6 +137,9 @@ class Bench:
         self.client = Client(self.server)
         self.database = Database(self.server.socket_folder())
         return ready - begun
+
+    def meter(self) -> Meter:
+        return Meter(self)
 
     def spread(self, graph: str, state: dict, total: int, at_once: int, expected: dict) -> list[float]:
         """Runs a graph `total` times; each answer must hold what is expected."""
@@ -431,7 +436,7 @@ class Bench:
 
 
 WORKLOADS = {"floor": Bench.floor, "W1": Bench.w1, "W2": Bench.w2, "W3": Bench.w3, "W4": Bench.w4, "W5": Bench.w5,
-             "replicas": Bench.replicas, "W7": Bench.w7}  # fmt: skip
+             "W8": calls.w8, "W9": calls.w9, "W10": readers.w10, "replicas": Bench.replicas, "W7": Bench.w7}  # fmt: skip
 
 
 def arguments() -> argparse.Namespace:

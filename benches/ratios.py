@@ -13,22 +13,25 @@ import sys
 from collections import defaultdict
 from dataclasses import dataclass
 
-OURS, FLOOR = "cynai", "floor"
+OURS, FLOOR, DIRECT = "cynai", "floor", "direct"
 LANGGRAPH, RESTATE = "langgraph-py/sync", "restate-ts"
 
 
 @dataclass(frozen=True)
 class Target:
-    """A bound on one of our figures: absolute, or as a multiple of somebody's figure."""
+    """A bound on one of our figures: absolute, or as a multiple of somebody's figure of the same workload.
+
+    `of` names who that is; or a peer and another workload of its.
+    """
 
     workload: str
     metric: str
     bound: float
     at_least: bool
-    of: str | None = None
+    of: str | tuple[str, str] | None = None
 
 
-def at_most(workload: str, metric: str, bound: float, of: str | None = None) -> Target:
+def at_most(workload: str, metric: str, bound: float, of: str | tuple[str, str] | None = None) -> Target:
     return Target(workload, metric, bound, at_least=False, of=of)
 
 
@@ -62,6 +65,19 @@ TARGETS = [
     at_most("W7", "rss_per_100k_parked", 5),
     at_most("W7", "start_to_ready", 200),
     at_most("W7", "start_to_ready_100k_parked", 500),
+    at_most("W8.stream.0ms", "added_p50@1", 5),
+    at_most("W8.stream.50ms", "call_p50@1", 1.1, of=DIRECT),
+    at_most("W8.stream.50ms", "call_p50@64", 1.2, of=DIRECT),
+    at_most("W8.plain.50ms", "call_p50@64", 1.2, of=DIRECT),
+    at_most("W9.stdio.act.0ms", "added_p50@1", 5),
+    at_most("W9.stdio.act.50ms", "call_p50@64", 1.2, of=DIRECT),
+    at_most("W9.http.act.0ms", "added_p50@1", 5),
+    at_most("W9.http.act.50ms", "call_p50@64", 1.2, of=DIRECT),
+    *(
+        at_most(f"W10.{talk}.readers200{deaf}", "run_p50", 1.2, of=(OURS, f"W10.{talk}.readers0"))
+        for talk in ("rate", "flat")
+        for deaf in ("", ".deaf50")
+    ),
 ]
 
 Figures = dict[tuple[str, str, str], float]
@@ -97,10 +113,12 @@ def row(target: Target, figures: Figures, units: dict[str, str]) -> list[str]:
     if target.of is None:
         measured, beside, wanted = ours, "", f"{sign} {target.bound:g} {unit}"
     else:
-        other = figures.get((target.of, target.workload, target.metric))
+        peer, workload = target.of if isinstance(target.of, tuple) else (target.of, target.workload)
+        other = figures.get((peer, workload, target.metric))
         measured = ours / other if ours is not None and other else None
         ratio = "missing" if measured is None else f"{measured:.2f}x"
-        beside = f"{target.of} {'missing' if other is None else f'{other:,.4g}'}: {ratio}"
+        name_of = peer if workload == target.workload else workload
+        beside = f"{name_of} {'missing' if other is None else f'{other:,.4g}'}: {ratio}"
         wanted = f"{sign} {target.bound:g}x"
     if measured is None:
         verdict = "not measured"

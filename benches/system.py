@@ -12,6 +12,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -27,6 +28,31 @@ RUN_LIMIT_S = 300
 
 class Broken(Exception):
     """The system did not do what a measurement rests on."""
+
+
+def check(holds: bool, text: str) -> None:
+    if not holds:
+        raise Broken(text)
+
+
+class Endpoint:
+    """The process of benches/endpoint.py: models and tools."""
+
+    def __init__(self):
+        self.script = Path(__file__).parent / "endpoint.py"
+        self.process = subprocess.Popen([sys.executable, str(self.script)], stdout=subprocess.PIPE)
+        self.port = int(self.process.stdout.readline())
+
+    def ask(self, path: str) -> bytes:
+        with Connection(self.port) as connection:
+            answer = connection.ask(f"POST {path} HTTP/1.1\r\nhost: localhost\r\n\r\n".encode())
+        check(answer.status == 200, f"the endpoint answered {answer.status} to {path}")
+        return answer.body
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
 
 
 class Database:
@@ -255,6 +281,37 @@ def unchunked(rest: bytes) -> bytes | None:
     return None
 
 
+def spread(port: int, requests: Iterable[bytes], at_once: int) -> Iterator[tuple[float, Answer]]:
+    """Makes the requests, `at_once` at a time; yields each answer with the seconds that it took."""
+    requests = iter(requests)
+    with selectors.EpollSelector() as selector:
+        connections = [Connection(port) for _ in range(at_once)]
+        sent: dict[Connection, float] = {}
+
+        def send_next(connection: Connection) -> None:
+            request = next(requests, None)
+            if request is None:
+                selector.unregister(connection.socket)
+                connection.socket.close()
+                return
+            sent[connection] = time.perf_counter()
+            connection.send(request)
+
+        for connection in connections:
+            selector.register(connection.socket, selectors.EVENT_READ, connection)
+            send_next(connection)
+        while selector.get_map():
+            ready = selector.select(timeout=RUN_LIMIT_S)
+            if not ready:
+                raise Broken("no answer came in time")
+            for key, _ in ready:
+                connection = key.data
+                if (answer := connection.receive()) is not None:
+                    seconds = time.perf_counter() - sent[connection]
+                    send_next(connection)
+                    yield seconds, answer
+
+
 class Client:
     """Makes requests to one server as its administrator."""
 
@@ -285,34 +342,7 @@ class Client:
         return self.request("POST", "/runs/wait", body)
 
     def spread(self, requests: Iterable[bytes], at_once: int) -> Iterator[tuple[float, Answer]]:
-        """Makes the requests, `at_once` at a time; yields each answer with the seconds that it took."""
-        requests = iter(requests)
-        with selectors.EpollSelector() as selector:
-            connections = [Connection(self.port) for _ in range(at_once)]
-            sent: dict[Connection, float] = {}
-
-            def send_next(connection: Connection) -> None:
-                request = next(requests, None)
-                if request is None:
-                    selector.unregister(connection.socket)
-                    connection.socket.close()
-                    return
-                sent[connection] = time.perf_counter()
-                connection.send(request)
-
-            for connection in connections:
-                selector.register(connection.socket, selectors.EVENT_READ, connection)
-                send_next(connection)
-            while selector.get_map():
-                ready = selector.select(timeout=RUN_LIMIT_S)
-                if not ready:
-                    raise Broken("no answer came in time")
-                for key, _ in ready:
-                    connection = key.data
-                    if (answer := connection.receive()) is not None:
-                        seconds = time.perf_counter() - sent[connection]
-                        send_next(connection)
-                        yield seconds, answer
+        return spread(self.port, requests, at_once)
 
     def close(self) -> None:
         self.connection.socket.close()

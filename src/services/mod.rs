@@ -25,6 +25,7 @@ pub mod runs;
 pub mod secrets;
 pub mod state;
 pub mod stream;
+mod tail;
 pub mod threads;
 pub mod tools;
 pub mod webhooks;
@@ -57,6 +58,7 @@ struct Inner {
     limits: ServiceLimits,
     graphs: RwLock<Arc<GraphCatalog>>,
     hub: Hub,
+    tails: tail::Tails,
     tokens: TokenCache,
     versions: Graphs,
     env: Value,
@@ -140,6 +142,7 @@ impl Services {
             limits,
             graphs: RwLock::default(),
             hub: Hub::default(),
+            tails: tail::Tails::default(),
             tokens: TokenCache::default(),
             env,
             workers: jobs::Workers::default(),
@@ -245,6 +248,10 @@ impl Services {
     /// Opens a transaction.
     async fn transaction(&self) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
         transaction::begin(self.pool()).await
+    }
+
+    fn tails(&self) -> &tail::Tails {
+        &self.0.tails
     }
 
     fn pool(&self) -> &PgPool {

@@ -2,8 +2,7 @@
 //! that comes back takes up where it left.
 //!
 //! An event's id is `SEQ-PLACE`: what happened on the way to checkpoint SEQ in order, and the
-//! checkpoint itself last. Checkpoints are read before the rows beside them, so that nothing that
-//! belongs before a checkpoint is passed over.
+//! checkpoint itself last. The readers of a run share what is read of it: see [`super::tail`].
 //!
 //! **Invariant:** a reader is never waited for: it reads tables at its own speed.
 
@@ -20,39 +19,36 @@ use super::Services;
 use super::api::{Actor, RunKey, StreamFrom, StreamItem, StreamMode, StreamRequest};
 use super::error::ServiceError;
 use super::gathered::Gathered;
+use super::tail::{CHECKPOINT, End, Item, Place, Row, Tail};
 use crate::graph::model::Graph;
+use crate::ids::ThreadId;
+use crate::store::checkpoints;
 use crate::store::runs::{RunOptions, RunRow};
 use crate::store::signals::{Signals, Subscription};
-use crate::store::stream_events::{self, StreamEvent};
-use crate::store::{checkpoints, runs};
 
 /// Wakes the streams and waiters of this process when something was committed.
 pub type Hub = Arc<Signals>;
 
 /// Without a signal, the tables are looked at this often.
-const POLL: Duration = Duration::from_millis(500);
-/// Checkpoints of one look.
-const PAGE: i64 = 64;
-/// Rows of one look.
-const EVENTS: i64 = 512;
-/// The place of a checkpoint among the events of its seq: the last.
-const CHECKPOINT: i32 = i32::MAX;
+pub(super) const POLL: Duration = Duration::from_millis(500);
 /// The place of what the end of a run adds, after all that happened: the second is the last of all.
 const ENDING: [i32; 2] = [i32::MAX - 2, i32::MAX - 1];
 
 struct Reader {
     services: Services,
-    run: RunRow,
+    tail: Arc<Tail>,
+    thread: ThreadId,
+    branch: i32,
     graph: Arc<Graph>,
     modes: Vec<StreamMode>,
     subgraphs: bool,
     /// The last event that was given out, or passed over.
-    at: (i64, i32),
+    at: Place,
     ready: VecDeque<StreamItem>,
     moved: Subscription,
     ended: bool,
     /// Up to here nothing is given out: it is read again for what `messages` need from it.
-    given: (i64, i32),
+    given: Place,
     messages: Gathered,
 }
 
@@ -79,7 +75,9 @@ impl Services {
         let subgraphs = request.subgraphs.unwrap_or(options.engine.stream_subgraphs);
         let reader = Reader {
             services: self.clone(),
-            run,
+            tail: self.tails().of(self, key.run, at),
+            thread: run.thread_id,
+            branch: run.branch,
             graph,
             modes,
             subgraphs,
@@ -101,7 +99,7 @@ impl Services {
         .boxed())
     }
 
-    async fn start_of(&self, run: &RunRow, from: &StreamFrom) -> Result<(i64, i32), ServiceError> {
+    async fn start_of(&self, run: &RunRow, from: &StreamFrom) -> Result<Place, ServiceError> {
         let parsed = match from {
             StreamFrom::Start => return Ok((-1, CHECKPOINT)),
             StreamFrom::After(id) => id
@@ -135,7 +133,8 @@ impl Reader {
             if self.ended {
                 return Ok(None);
             }
-            if !self.look().await? {
+            let more = self.look().await?;
+            if self.ready.is_empty() && !more && !self.ended {
                 self.moved.moved(POLL).await;
             }
         }
@@ -145,43 +144,26 @@ impl Reader {
         self.modes.contains(&mode)
     }
 
-    /// Reads what has come since the last look. True: there may be more already.
+    /// Takes what has come since the last look. True: there may be more already.
     async fn look(&mut self) -> Result<bool, ServiceError> {
-        let mut db = self.services.pool().acquire().await?;
-        // The status is read first: what a run that has ended wrote is all there.
-        let Some(run) = runs::find(&mut db, self.run.run_id).await? else {
-            self.ended = true;
-            return Ok(true);
-        };
-        self.run = run;
-        let after = if self.at.1 == CHECKPOINT { self.at.0 } else { self.at.0 - 1 };
-        let (thread, run_id) = (self.run.thread_id, self.run.run_id);
-        let mut seqs =
-            checkpoints::of_run(&mut db, thread, run_id, self.run.branch, after, PAGE).await?;
-        let mut events =
-            stream_events::after(&mut db, run_id, self.at.0, self.at.1, EVENTS).await?;
-        drop(db);
-        let more = cut(&mut seqs, &mut events);
-        let found = !seqs.is_empty() || !events.is_empty();
-        let mut events = events.into_iter().peekable();
-        for seq in seqs {
-            while let Some(event) = events.next_if(|event| event.seq <= seq) {
-                self.event(event);
+        let page = self.tail.after(self.at).await?;
+        self.branch = page.branch;
+        for item in page.items {
+            self.at = item.at();
+            match item {
+                Item::Event(row) => self.event(&row),
+                Item::Checkpoint(seq) => self.checkpoint(seq).await?,
             }
-            self.checkpoint(seq).await?;
-            self.at = (seq, CHECKPOINT);
         }
-        for event in events {
-            self.event(event);
+        match page.end {
+            Some(End::Ended(run)) => self.end(&run)?,
+            Some(End::Gone) => self.ended = true,
+            None => {}
         }
-        if self.run.ended_at.is_some() && !more {
-            self.end()?;
-        }
-        Ok(more || found || self.ended)
+        Ok(page.more)
     }
 
-    fn event(&mut self, event: StreamEvent) {
-        self.at = (event.seq, event.place);
+    fn event(&mut self, event: &Row) {
         let below = !event.namespace.is_empty();
         let suffix =
             if below && self.subgraphs { format!("|{}", event.namespace) } else { String::new() };
@@ -189,17 +171,17 @@ impl Reader {
             let mut parts = Vec::new();
             if self.wants(StreamMode::Messages) {
                 let gathered = self.messages.take(&event.data).into_iter();
-                parts.extend(gathered.map(|(name, data)| (format!("{name}{suffix}"), data)));
+                parts.extend(gathered.map(|(name, data)| (format!("{name}{suffix}"), data.into())));
             }
             if self.wants(StreamMode::MessagesTuple) {
-                parts.push((format!("messages{suffix}"), event.data));
+                parts.push((format!("messages{suffix}"), event.data.clone()));
             }
             self.push_all(self.at, parts);
             return;
         }
         let wanted = StreamMode::parse(&event.mode).is_some_and(|mode| self.wants(mode));
         if wanted && (!below || self.subgraphs) {
-            self.push(self.at, format!("{}{suffix}", event.mode), event.data);
+            self.push(self.at, format!("{}{suffix}", event.mode), event.data.clone());
         }
     }
 
@@ -208,96 +190,51 @@ impl Reader {
             return Ok(());
         }
         let mut db = self.services.pool().acquire().await?;
-        let thread = self.run.thread_id;
         let standing =
-            checkpoints::standing(&mut db, thread, self.run.branch, Some(seq), &self.graph).await?;
-        let values = standing.state.to_json(&self.graph).to_string().into_bytes();
-        self.push((seq, CHECKPOINT), "values".to_owned(), values);
+            checkpoints::standing(&mut db, self.thread, self.branch, Some(seq), &self.graph)
+                .await?;
+        let values = standing.state.to_json(&self.graph).to_string();
+        self.push((seq, CHECKPOINT), "values".to_owned(), values.into());
         Ok(())
     }
 
-    fn end(&mut self) -> Result<(), ServiceError> {
+    fn end(&mut self, run: &RunRow) -> Result<(), ServiceError> {
         self.ended = true;
         // A reader that comes back may have seen a part of the end.
         let seen = ENDING.contains(&self.at.1);
         let seq = if seen { self.at.0 } else { self.at.0 + 1 };
         let [first, last] = ENDING.map(|place| (seq, place));
-        if let Some(error) = self.run.error.take() {
-            self.push(last, "error".to_owned(), error);
+        if let Some(error) = &run.error {
+            self.push(last, "error".to_owned(), error.clone().into());
             return Ok(());
         }
-        let Some(result) = &self.run.result else { return Ok(()) };
+        let Some(result) = &run.result else { return Ok(()) };
         let result: Value = serde_json::from_slice(result).map_err(ServiceError::internal)?;
         let Some(interrupts) = result.get("__interrupt__") else { return Ok(()) };
-        let update = serde_json::json!({ "__interrupt__": interrupts }).to_string().into_bytes();
+        let update = serde_json::json!({ "__interrupt__": interrupts }).to_string();
         if self.wants(StreamMode::Updates) {
-            self.push(first, "updates".to_owned(), update);
+            self.push(first, "updates".to_owned(), update.into());
         }
         if self.wants(StreamMode::Values) {
-            self.push(last, "values".to_owned(), result.to_string().into_bytes());
+            self.push(last, "values".to_owned(), result.to_string().into());
         }
         Ok(())
     }
 
-    fn push(&mut self, at: (i64, i32), event: String, data: Vec<u8>) {
+    fn push(&mut self, at: Place, event: String, data: Bytes) {
         self.push_all(at, vec![(event, data)]);
     }
 
     /// Gives out the events of one place. Only the last one has its id: a reader that was cut off before it has not
     /// got all of them, and gets them again.
-    fn push_all(&mut self, (seq, place): (i64, i32), events: Vec<(String, Vec<u8>)>) {
+    fn push_all(&mut self, (seq, place): Place, events: Vec<(String, Bytes)>) {
         if (seq, place) <= self.given {
             return;
         }
         let last = events.len().saturating_sub(1);
         for (at, (event, data)) in events.into_iter().enumerate() {
             let id = (at == last).then(|| format!("{seq}-{place}"));
-            self.ready.push_back(StreamItem { id, event, data: Bytes::from(data) });
+            self.ready.push_back(StreamItem { id, event, data });
         }
-    }
-}
-
-/// Keeps what is known to be complete: neither list may run ahead of where the other was cut off.
-fn cut(seqs: &mut Vec<i64>, events: &mut Vec<StreamEvent>) -> bool {
-    let seqs_full = i64::try_from(seqs.len()).unwrap_or(0) == PAGE;
-    let events_full = i64::try_from(events.len()).unwrap_or(0) == EVENTS;
-    if let (true, Some(last)) = (seqs_full, seqs.last().copied()) {
-        events.retain(|event| event.seq <= last);
-    }
-    if let (true, Some(last)) = (events_full, events.last().map(|event| event.seq)) {
-        seqs.retain(|seq| *seq < last);
-    }
-    seqs_full || events_full
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn event(seq: i64, place: i32) -> StreamEvent {
-        StreamEvent {
-            seq,
-            place,
-            mode: "updates".to_owned(),
-            namespace: String::new(),
-            data: Vec::new(),
-        }
-    }
-
-    #[test]
-    fn a_full_page_of_events_holds_back_the_checkpoints_that_may_have_more() {
-        let mut seqs = vec![1, 2, 3];
-        let mut events: Vec<StreamEvent> =
-            (0..i32::try_from(EVENTS).unwrap()).map(|place| event(2, place)).collect();
-        assert!(cut(&mut seqs, &mut events));
-        assert_eq!(seqs, [1]);
-    }
-
-    #[test]
-    fn a_full_page_of_checkpoints_holds_back_later_events() {
-        let mut seqs: Vec<i64> = (0..PAGE).collect();
-        let mut events = vec![event(PAGE - 1, 0), event(PAGE, 0)];
-        assert!(cut(&mut seqs, &mut events));
-        assert_eq!(events.len(), 1);
     }
 }

@@ -360,27 +360,3 @@ pub async fn insert(
     .await?;
     Ok(())
 }
-
-/// The root checkpoints of a run after `seq`, oldest first.
-pub async fn of_run(
-    db: &mut PgConnection,
-    thread: ThreadId,
-    run: RunId,
-    branch: i32,
-    seq: i64,
-    limit: i64,
-) -> Result<Vec<i64>, StoreError> {
-    let seqs = sqlx::query_scalar!(
-        "select seq from checkpoints
-          where thread_id = $1 and namespace = '' and branch = $3 and seq > $4 and run_id = $2
-          order by seq limit $5",
-        thread as ThreadId,
-        run as RunId,
-        branch,
-        seq,
-        limit,
-    )
-    .fetch_all(db)
-    .await?;
-    Ok(seqs)
-}

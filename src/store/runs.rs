@@ -441,6 +441,41 @@ pub async fn find(db: &mut PgConnection, run: RunId) -> Result<Option<RunRow>, S
     Ok(row)
 }
 
+/// How far a run has come.
+#[derive(Debug)]
+pub struct Progress {
+    /// The branch that it is on.
+    pub branch: i32,
+    /// Whether it has ended.
+    pub ended: bool,
+    /// Its checkpoints in the root after the seq that was asked for, in order.
+    pub seqs: Vec<i64>,
+}
+
+/// How far a run has come: at most `limit` of its checkpoints after `seq`.
+pub async fn progress(
+    db: &mut PgConnection,
+    run: RunId,
+    seq: i64,
+    limit: i64,
+) -> Result<Option<Progress>, StoreError> {
+    let row = sqlx::query_as!(
+        Progress,
+        r#"select r.branch, r.ended_at is not null as "ended!",
+                  array(select c.seq from checkpoints c
+                         where c.thread_id = r.thread_id and c.namespace = '' and c.branch = r.branch and c.seq > $2
+                           and c.run_id = r.run_id
+                         order by c.seq limit $3) as "seqs!"
+             from runs r where r.run_id = $1"#,
+        run as RunId,
+        seq,
+        limit,
+    )
+    .fetch_optional(db)
+    .await?;
+    Ok(row)
+}
+
 /// How many runs of a thread have not ended.
 pub async fn count_open(db: &mut PgConnection, thread: ThreadId) -> Result<i64, StoreError> {
     let count = sqlx::query_scalar!(

@@ -31,6 +31,8 @@ const RECONNECT: Duration = Duration::from_secs(1);
 /// The signals of one process.
 #[derive(Debug)]
 pub struct Signals {
+    /// Names this process in what it sends: it hears that too, and has acted on it.
+    sender: String,
     waiters: Mutex<HashMap<RunId, Waiter>>,
     outbox: Mutex<Outbox>,
     send: Notify,
@@ -65,6 +67,7 @@ pub struct Subscription {
 impl Default for Signals {
     fn default() -> Self {
         Self {
+            sender: format!("s{}", uuid::Uuid::new_v4().simple()),
             waiters: Mutex::default(),
             outbox: Mutex::default(),
             send: Notify::new(),
@@ -162,7 +165,7 @@ impl Signals {
         if !queued && moved.is_empty() && ended.is_empty() {
             return None;
         }
-        let mut parts: Vec<String> = Vec::new();
+        let mut parts = vec![self.sender.clone()];
         if queued {
             parts.push("q".to_owned());
         }
@@ -200,13 +203,17 @@ impl Signals {
     }
 
     fn heard(&self, payload: &str) {
-        for part in payload.split(' ') {
+        let mut parts = payload.split(' ').peekable();
+        let own = parts.next_if(|part| *part == self.sender).is_some();
+        for part in parts {
             match part.split_at_checked(1) {
                 Some(("q", _)) => self.queued.notify_one(),
-                Some(("*", _)) => self.wake_all(),
+                Some(("*", _)) if !own => self.wake_all(),
                 Some((kind @ ("e" | "m"), id)) => {
                     let Ok(run) = RunId::from_str(id) else { continue };
-                    self.wake(run, kind == "e");
+                    if !own {
+                        self.wake(run, kind == "e");
+                    }
                     if kind == "e" {
                         // No receiver is no driver in this process.
                         let _ = self.ended.send(run);
@@ -246,6 +253,17 @@ impl Subscription {
     pub async fn moved(&mut self, most: Duration) {
         // Time's up and a sender that is gone both mean: look.
         let _ = tokio::time::timeout(most, self.moved.changed()).await;
+    }
+
+    /// Whether the run has moved since the last wait for that, or since [`Self::mark_seen`].
+    #[must_use]
+    pub fn has_news(&self) -> bool {
+        self.moved.has_changed().unwrap_or(true)
+    }
+
+    /// Counts all moves so far as seen.
+    pub fn mark_seen(&mut self) {
+        self.moved.mark_unchanged();
     }
 
     /// Waits for the run's end, at most `most`.
@@ -302,6 +320,26 @@ mod tests {
         signals.wake_all();
         check(&mut waiting, "ended", true).await;
         check(&mut waiting, "moved", true).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_process_hears_of_itself_wakes_nobody_again() {
+        let (signals, other) = (Arc::new(Signals::default()), Signals::default());
+        let run = RunId::new();
+        let mut waiting = signals.subscribe(run);
+        for sender in [&*signals, &other] {
+            sender.run_moved(run, true);
+            let payload = sender.take().unwrap();
+            waiting.mark_seen();
+            signals.heard(&payload);
+            assert_eq!(waiting.has_news(), std::ptr::eq(sender, &raw const other), "{payload}");
+        }
+        // A driver that holds a run which was ended here is told by what is heard.
+        let mut ended = signals.ended();
+        signals.run_ended(run);
+        signals.heard(&signals.take().unwrap());
+        assert_eq!(ended.try_recv().unwrap(), run);
+        check(&mut waiting, "ended", true).await;
     }
 
     #[tokio::test(start_paused = true)]

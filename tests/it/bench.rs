@@ -46,3 +46,20 @@ fn the_benchmark_measures_kills_and_loses_nothing() {
         assert_eq!(value(&lines, "cynai", workload, "steps_run_again"), 0.0, "{workload}");
     }
 }
+
+#[test]
+fn calls_and_readers_are_measured_beside_those_that_go_without() {
+    let lines = measure("W8,W9,W10");
+    for workload in ["W8.stream.0ms", "W8.plain.0ms", "W9.stdio.act.0ms", "W9.http.look.0ms"] {
+        let (ours, direct) = ("cynai", "direct");
+        let [through, by_hand] =
+            [ours, direct].map(|peer| value(&lines, peer, workload, "call_p50@16"));
+        assert!(
+            by_hand > 0.0 && through > by_hand,
+            "{workload}: {through} ms, directly {by_hand} ms"
+        );
+    }
+    // That every reader got every token in order is checked by the benchmark itself.
+    assert!(value(&lines, "cynai", "W10.flat.readers8.deaf2", "tokens_read_per_s") > 1.0);
+    assert!(value(&lines, "cynai", "W10.flat.readers8", "run_ratio") > 0.0);
+}

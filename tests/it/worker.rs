@@ -172,6 +172,23 @@ async fn closing_the_input_kills_the_sandboxes_and_ends_the_agent() {
 }
 
 #[tokio::test]
+async fn requests_are_logged_for_who_asks_for_them() {
+    for (level, told) in [("info", false), ("debug", true)] {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        let mut command = Command::new(PROGRAM);
+        command.args(["worker", "--stdin-config"]).env("RUST_LOG", level);
+        command.stderr(fs::File::create(&log).unwrap());
+        let agent = Agent::start(command, dir.path());
+        agent.client.run(&job(&["true"]), Duration::from_secs(30)).await.expect(INSTALL);
+        agent.end().await;
+        let text = fs::read_to_string(&log).unwrap();
+        assert!(text.contains("ended"), "the end of a job is told: {text}");
+        assert_eq!(text.contains("/v1/worker/jobs"), told, "{level}: {text}");
+    }
+}
+
+#[tokio::test]
 async fn a_second_agent_on_the_same_directory_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let agent = Agent::plain(dir.path());

@@ -10,6 +10,7 @@
 //! `synchronous_commit` on.
 
 mod columns;
+mod light;
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -378,6 +379,7 @@ async fn execute(pool: &PgPool, requests: &[Request]) -> Result<HashSet<usize>, 
     let passed = match requests {
         [one] if one.is_plain() => execute_one(pool, one).await?,
         many if many.iter().all(Request::is_plain) => execute_plain(pool, many).await?,
+        many if many.iter().all(light::fits) => light::execute(pool, many).await?,
         many => execute_full(pool, many).await?,
     };
     crash::after("commit");

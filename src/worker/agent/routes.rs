@@ -98,7 +98,12 @@ async fn observe(mut request: Request, next: Next) -> Response {
     let duration_ms = started.elapsed().as_millis();
     let status = response.status().as_u16();
     let route = route.as_deref().unwrap_or("none");
-    tracing::info!(request_id = id, %method, route, status, duration_ms, "request");
+    // A server asks all the time: what it asks is told to who looks for it, what went wrong here to everybody.
+    if status >= 500 {
+        tracing::warn!(request_id = id, %method, route, status, duration_ms, "request");
+    } else {
+        tracing::debug!(request_id = id, %method, route, status, duration_ms, "request");
+    }
     response
 }
 

@@ -5,9 +5,12 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use sqlx::PgPool;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
 
-use super::{Desk, Event, asks, end, read, start};
-use crate::support::model_endpoint::{Script, event};
+use super::{Desk, Event, asks, end, parsed, read, start};
+use crate::support::client::Client;
+use crate::support::model_endpoint::{Script, ending, event};
 use crate::support::server::{Start, until};
 
 const WORK: &str = r#"
@@ -27,6 +30,16 @@ nodes:
     agent: { prompt: "Go, {{ item }}." }
     set: { out: "${[output.text]}" }
 edges: [ start -> work -> end ]
+"#;
+
+const TALK: &str = r#"
+name: talk
+state: { out: { type: array, reduce: append } }
+nodes:
+  one: { model: { prompt: Go. }, set: { out: "${[output.text.size()]}" } }
+  two: { model: { prompt: Go. }, set: { out: "${[output.text.size()]}" } }
+  three: { model: { prompt: Go. }, set: { out: "${[output.text.size()]}" } }
+edges: [ start -> one -> two -> three -> end ]
 "#;
 
 const WORDS: [&str; 12] = ["a ", "b ", "c ", "d ", "e ", "f ", "g ", "h ", "i ", "j ", "k ", "l"];
@@ -173,4 +186,60 @@ async fn a_message_that_a_crash_cut_off_begins_again_under_another_id(pool: PgPo
     })
     .await;
     assert_eq!((&effects[0]["sends"], &effects[0]["status"]), (&json!(2), &json!("done")));
+}
+
+/// A reader that has asked for a stream and reads nothing of it.
+async fn deaf(client: &Client, address: &str, path: &str) -> TcpStream {
+    let request = client.request(reqwest::Method::GET, path).build().unwrap();
+    let token = request.headers()["authorization"].to_str().unwrap().to_owned();
+    let socket = TcpSocket::new_v4().unwrap();
+    // What it does not read does not lie in the kernel either.
+    socket.set_recv_buffer_size(4096).unwrap();
+    let address = address.trim_start_matches("http://");
+    let mut stream = socket.connect(address.parse().unwrap()).await.unwrap();
+    // Of HTTP/1.0, the body is all that comes until the end.
+    let head = format!("GET {path} HTTP/1.0\r\nhost: {address}\r\nauthorization: {token}\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream
+}
+
+#[sqlx::test]
+async fn a_reader_that_does_not_read_slows_nobody_and_loses_nothing(pool: PgPool) {
+    let desk = Desk::new(&pool, &[("talk", TALK)]).await;
+    let server = desk.site.start(&Start::default()).await;
+    let client = server.client();
+    // Nine megabytes: more than a connection's buffers hold, and much more than the readers of a run share.
+    let pieces: Vec<String> =
+        (0..50_u8).map(|at| char::from(b'A' + at % 26).to_string().repeat(60_000)).collect();
+    for _ in 0..3 {
+        let mut script = Script::stream("");
+        for piece in &pieces {
+            script = script.then(event(json!({ "content": piece }))).wait(Duration::from_millis(4));
+        }
+        desk.endpoint.plays([script.then(ending("stop"))]);
+    }
+    let request = json!({ "stream_mode": ["messages-tuple"] });
+    let (thread, run) = start(&client, "talk", request).await;
+    let path = format!("/threads/{thread}/runs/{run}/stream?stream_mode=messages-tuple");
+    let mut silent = Vec::new();
+    for _ in 0..3 {
+        silent.push(deaf(&client, server.address(), &path).await);
+    }
+    let live = read(&client, &path, "-1", |_| false).await;
+    let (ended, thread) = end(&client, &thread, &run).await;
+    assert_eq!(ended["status"], "success", "{ended}");
+    assert_eq!(thread["values"]["out"], json!([3_000_000, 3_000_000, 3_000_000]));
+    let expected: Vec<String> = vec![pieces.concat(); 3];
+    let said =
+        |events: &[Event]| texts(events).into_iter().map(|(_, text)| text).collect::<Vec<_>>();
+    assert!(said(&live) == expected, "the reader that reads missed something");
+    // One of them reads after all, when nobody else is left.
+    let mut late = silent.pop().unwrap();
+    drop(silent);
+    let mut bytes = Vec::new();
+    late.read_to_end(&mut bytes).await.unwrap();
+    let text = String::from_utf8(bytes).unwrap();
+    let events: Vec<Event> = text.split_inclusive("\n\n").filter_map(parsed).collect();
+    assert!(said(&events) == expected, "the reader that was late missed something");
+    assert!(events == live, "what was read late is not what was read live");
 }
