@@ -541,6 +541,17 @@ pub async fn renew(
     Ok(result.rows_affected() == 1)
 }
 
+/// Whether another driver's lease holds.
+pub async fn others(db: &mut PgConnection, instance: InstanceId) -> Result<bool, StoreError> {
+    let others = sqlx::query_scalar!(
+        r#"select exists (select from instances where instance_id <> $1 and deadline >= cynai_now()) as "others!""#,
+        instance as InstanceId,
+    )
+    .fetch_one(db)
+    .await?;
+    Ok(others)
+}
+
 /// Ends a driver's lease at once.
 pub async fn unregister(
     db: &mut PgConnection,

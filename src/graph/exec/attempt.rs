@@ -189,6 +189,7 @@ impl Run {
             settles: false,
             stream: Vec::new(),
             effects: vec![effect::intended(task, spec, call.attempt, intent)],
+            end: None,
         };
         self.checkpointer.commit(commit).await?;
         Ok(Begin::Go(sent))

@@ -290,6 +290,7 @@ impl Run {
     /// # Errors
     /// The store failed or the run belongs to somebody else; the run is then as it was last stored.
     pub async fn advance(&self, mut root: Namespace) -> Result<Exit, ExecError> {
+        root.call = self.run_id.to_string();
         self.drive(&mut root).await
     }
 }

@@ -103,7 +103,7 @@ pub(super) struct EffectColumns {
 }
 
 impl Columns {
-    pub(super) fn of(requests: &[Request]) -> Self {
+    pub(super) fn of(requests: &[&Request]) -> Self {
         let mut columns = Self::default();
         for (number, request) in (0_i32..).zip(requests) {
             columns.push(number, request);
