@@ -188,6 +188,7 @@ async fn move_run(
         run_id: grant.run_id,
         thread_id: grant.thread_id,
         fence: grant.fence,
+        generation: grant.generation,
         ambient,
         checkpointer: Arc::clone(&checkpointer) as _,
         nodes: Arc::clone(&shared.nodes),

@@ -781,6 +781,8 @@ pub struct EffectRow {
 pub enum EffectChange {
     /// It is about to be sent, or to be sent again.
     Intent {
+        /// What names the attempt to the other side.
+        key: String,
         /// The node's name.
         node: String,
         /// `tool`, `model`, `use`.

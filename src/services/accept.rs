@@ -30,7 +30,7 @@ use crate::store::accept::{FIRST_FENCE, FreshRun};
 use crate::store::intake::Place;
 use crate::store::pending::{self, WaitingTask};
 use crate::store::queue::Grant;
-use crate::store::runs::{self, LockedThread, NewRun, RunOptions};
+use crate::store::runs::{self, Inserted, LockedThread, NewRun, RunOptions};
 use crate::store::{checkpoints, crash, threads};
 
 /// The longest delay of a run's start: 366 days.
@@ -59,10 +59,9 @@ impl Accepted<'_> {
     fn grant(
         &self,
         thread: ThreadId,
-        fence: i64,
         position: Position,
         options: Vec<u8>,
-        at: DateTime<Utc>,
+        Inserted { created_at, fence, generation }: Inserted,
     ) -> Grant {
         Grant {
             run_id: self.run_id,
@@ -80,7 +79,8 @@ impl Accepted<'_> {
             stream_modes: self.modes.clone(),
             assistant_id: self.resolved.assistant_id,
             metadata: Value::Object(self.request.metadata.clone()),
-            started_at: Some(at),
+            started_at: Some(created_at),
+            generation,
         }
     }
 }
@@ -176,8 +176,7 @@ impl Services {
         }
         match (place, placed.position) {
             (Some(place), Some(position)) => {
-                let grant =
-                    accepted.grant(thread, inserted.fence, position, options, inserted.created_at);
+                let grant = accepted.grant(thread, position, options, inserted);
                 place.deliver(grant, None);
             }
             _ if placed.active => self.hub().queued(),
@@ -250,7 +249,8 @@ impl Services {
                     begun: false,
                     call: String::new(),
                 });
-                let grant = accepted.grant(thread, FIRST_FENCE, position, options, created_at);
+                let inserted = Inserted { created_at, fence: FIRST_FENCE, generation: 0 };
+                let grant = accepted.grant(thread, position, options, inserted);
                 place.deliver(grant, root);
             }
         }

@@ -168,10 +168,11 @@ fn batch_len(waiting: &[(FreshRun, Answer)]) -> usize {
     waiting.iter().take(MAX_BATCH).take_while(fits).count()
 }
 
+fn column<T>(runs: &[FreshRun], of: impl Fn(&FreshRun) -> T) -> Vec<T> {
+    runs.iter().map(of).collect()
+}
+
 async fn insert(db: &mut PgConnection, runs: &[FreshRun]) -> Result<DateTime<Utc>, StoreError> {
-    fn column<T>(runs: &[FreshRun], of: impl Fn(&FreshRun) -> T) -> Vec<T> {
-        runs.iter().map(of).collect()
-    }
     let values =
         || runs.iter().flat_map(|run| run.row.values.iter().map(move |value| (run, value)));
     let at = sqlx::query_scalar!(

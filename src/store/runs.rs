@@ -125,6 +125,8 @@ pub struct Inserted {
     pub created_at: DateTime<Utc>,
     /// The fence of its grant; 0 when it was not granted.
     pub fence: i64,
+    /// Runs of the thread that were rolled back.
+    pub generation: i32,
 }
 
 /// Inserts a run; an active one becomes claimable at once, or when its time has come, unless it is granted.
@@ -134,7 +136,7 @@ pub async fn insert(db: &mut PgConnection, run: &NewRun<'_>) -> Result<Inserted,
         r#"with t as (
            update threads set status = 'busy', active_run = $1, branch = $16, graph_hash = $5, updated_at = cynai_now(),
                   fence = fence + case when $18::uuid is null then 0 else 1 end
-            where thread_id = $2 and $14 returning fence),
+            where thread_id = $2 and $14 returning fence, generation),
          r as (
            insert into runs (run_id, thread_id, user_id, assistant_id, graph_hash, multitask_strategy, priority,
                              not_before, input, options, stream_modes, metadata, temporary_thread,
@@ -154,7 +156,7 @@ pub async fn insert(db: &mut PgConnection, run: &NewRun<'_>) -> Result<Inserted,
            select run_id, thread_id, user_id, priority, case when not_before is null then 'ready' else 'later' end,
                   coalesce(not_before, cynai_now())
              from r where $14 and $18::uuid is null)
-         select r.created_at, h.fence as "fence!" from r, h"#,
+         select r.created_at, h.fence as "fence!", coalesce((select generation from t), 0) as "generation!" from r, h"#,
         run.run_id as RunId,
         run.thread_id as ThreadId,
         run.user_id as UserId,
@@ -626,7 +628,7 @@ pub async fn updated(
 }
 
 /// Deletes what a run wrote on a thread: its checkpoints, and the branch pointer goes back with them. What waited
-/// where the run began waits again.
+/// where the run began waits again. The thread's generation grows: what later runs do has other idempotency keys.
 ///
 /// The caller holds the thread's lock and the run has ended.
 pub async fn roll_back(
@@ -654,7 +656,7 @@ pub async fn roll_back(
     .fetch_optional(&mut *db)
     .await?;
     sqlx::query!(
-        "update threads set branch = coalesce(
+        "update threads set generation = generation + 1, branch = coalesce(
            (select max(branch) from checkpoints where thread_id = $1 and namespace = ''), 0) where thread_id = $1",
         thread as ThreadId,
     )

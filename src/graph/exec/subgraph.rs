@@ -73,6 +73,8 @@ impl Run {
             run_id: self.run_id,
             thread_id: self.thread_id,
             fence: self.fence,
+            generation: self.generation,
+            sent_key: None,
             namespace: &call.path,
             planned: call.planned,
             task,

@@ -542,6 +542,8 @@ impl<'r> Work<'r> {
             run_id: self.run.run_id,
             thread_id: self.run.thread_id,
             fence: self.run.fence,
+            generation: self.run.generation,
+            sent_key: None,
             namespace: &self.path,
             planned: self.planned_at,
             task: &slot.task,

@@ -452,7 +452,7 @@ async fn execute_ending(pool: &PgPool, requests: &[Request]) -> Result<Written, 
         .collect();
     let ended =
         if to_end.is_empty() { Vec::new() } else { runs::finish_all(&mut tx, &to_end).await? };
-    crash::commit(tx, "commit").await?;
+    crash::commit(tx, "end").await?;
     let queueing: HashSet<RunId> =
         ended.into_iter().filter(|(_, ended)| ended.queues()).map(|(run, _)| run).collect();
     let queued = passed.iter().filter(|at| queueing.contains(&free[**at].run_id));
@@ -652,18 +652,19 @@ async fn execute_full(
            e as (
              select g.run_id, g.thread_id, e.*
                from unnest($49::int[], $50::text[], $51::int[], $52::bigint[], $53::uuid[], $54::int[], $55::text[],
-                           $56::text[], $57::text[], $58::text[], $59::text[], $60::bytea[], $61::bytea[])
-                 as e (request, namespace, branch, seq, task_id, attempt, status, node, kind, target, effect, hash, body)
+                           $56::text[], $57::text[], $58::text[], $59::text[], $60::bytea[], $61::bytea[], $62::text[])
+                 as e (request, namespace, branch, seq, task_id, attempt, status, node, kind, target, effect, hash, body,
+                       key)
                join gate g using (request)),
            intended as (
              insert into effects (thread_id, task_id, attempt, run_id, namespace, branch, seq, node, kind, target, effect,
-                                  status, sends, started_at, request_hash, request)
+                                  status, sends, started_at, request_hash, request, idempotency_key)
              select thread_id, task_id, attempt, run_id, namespace, branch, seq, node, kind, target, effect,
-                    status, 1, cynai_now(), hash, body
+                    status, 1, cynai_now(), hash, body, key
                from e where node is not null
              on conflict (thread_id, task_id, attempt) do update
                 set run_id = excluded.run_id, status = excluded.status, sends = effects.sends + 1, ended_at = null,
-                    outcome = null),
+                    outcome = null, idempotency_key = excluded.idempotency_key),
            came_of as (
              update effects f set status = e.status, outcome = e.body, ended_at = cynai_now()
                from e where e.node is null and f.thread_id = e.thread_id and f.task_id = e.task_id
@@ -730,6 +731,7 @@ async fn execute_full(
         &c.effects.effect as &[Option<String>],
         &c.effects.hash as &[Option<Vec<u8>>],
         &c.effects.body,
+        &c.effects.key as &[Option<String>],
     )
     .fetch_all(db)
     .await?;

@@ -404,6 +404,7 @@ async fn an_effect_that_was_under_way_when_its_run_ended_is_unknown(pool: PgPool
             attempt: 1,
             change: match status {
                 None => EffectChange::Intent {
+                    key: format!("key-{task}"),
                     node: "act".to_owned(),
                     kind: "use",
                     target: "act".to_owned(),

@@ -100,6 +100,7 @@ struct World {
     options: Options,
     drain: Arc<AtomicBool>,
     first_seq: i64,
+    generation: i32,
 }
 
 fn ambient() -> Ambient {
@@ -133,6 +134,7 @@ impl World {
             options: Options { max_parallel: 256, ..Options::default() },
             drain: Arc::default(),
             first_seq: 0,
+            generation: 0,
         }
     }
 
@@ -154,6 +156,7 @@ impl World {
             run_id: self.run_id,
             thread_id: self.thread_id,
             fence: 1,
+            generation: self.generation,
             cursor: Cursor::new(root.position.seq, 0),
             ambient: ambient(),
             checkpointer,
@@ -1036,9 +1039,10 @@ async fn results_of_siblings_are_stored_when_one_fails_the_run() {
             done()
         }
     });
-    let world = World::new(&[file], script, json!({}));
+    let mut world = World::new(&[file], script, json!({}));
     assert_eq!(world.failure().await.kind, "broken");
     broken.store(false, Ordering::SeqCst);
+    world.another_run();
     assert_eq!(world.output().await, json!({ "log": [0, 1, 2] }));
     assert_eq!(ran.load(Ordering::SeqCst), 4, "only what failed ran again");
 }
@@ -1153,6 +1157,7 @@ async fn the_state_is_changed_in_place() {
         run_id: world.run_id,
         thread_id: world.thread_id,
         fence: 1,
+        generation: 0,
         cursor: Cursor::new(0, 0),
         ambient: ambient(),
         checkpointer,
