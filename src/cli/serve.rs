@@ -148,6 +148,7 @@ async fn serve(
             ..DriverConfig::default()
         },
     ));
+    services.set_intake(Arc::clone(driver.intake()));
     let address = listener.local_addr()?;
     let gateway =
         Gateway::new(services.clone(), gateway_config(config), vec![driver_check(&driver)]);

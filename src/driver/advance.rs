@@ -1,7 +1,7 @@
 //! One grant, from the claim to the moment when the run leaves memory.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicI64;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -11,7 +11,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::Shared;
 use crate::graph::channel::State;
 use crate::graph::checkpoint::CheckpointError;
-use crate::graph::exec::{Cursor, ExecError, Exit, Options, Run, Waiting, restore};
+use crate::graph::exec::{Cursor, ExecError, Exit, Namespace, Options, Run, Waiting, restore};
 use crate::graph::input::{Order, Standing, begin};
 use crate::graph::model::Graph;
 use crate::graph::step::{Ambient, Failure, Position, uuid_of};
@@ -51,16 +51,17 @@ impl From<sqlx::Error> for AdvanceError {
     }
 }
 
-/// Moves a run until it leaves memory.
+/// Moves a run until it leaves memory; `root` is where it stands, when that is known.
 pub(super) async fn advance(
     shared: &Arc<Shared>,
     grant: Grant,
+    root: Option<Namespace>,
     suspect: Option<OwnedSemaphorePermit>,
 ) {
     let run = grant.run_id;
     let result = match suspect {
         Some(permit) => move_suspect(shared, &grant, permit).await,
-        None => move_run(shared, &grant).await,
+        None => move_run(shared, &grant, root).await,
     };
     let Err(err) = result else { return };
     match &err {
@@ -99,7 +100,7 @@ async fn move_suspect(
         std::future::pending::<()>().await;
     };
     let result = tokio::select! {
-        result = move_run(shared, grant) => result,
+        result = move_run(shared, grant, None) => result,
         () = let_go => Ok(()),
     };
     shared.look.notify_one();
@@ -139,7 +140,12 @@ async fn give_back(shared: &Arc<Shared>, grant: &Grant, err: &AdvanceError) {
     }
 }
 
-async fn move_run(shared: &Arc<Shared>, grant: &Grant) -> Result<(), AdvanceError> {
+/// Moves a run from `root`, or from what is stored of it.
+async fn move_run(
+    shared: &Arc<Shared>,
+    grant: &Grant,
+    mut root: Option<Namespace>,
+) -> Result<(), AdvanceError> {
     let graph = shared.graphs.get(&grant.graph_hash).await?;
     let stored: RunOptions = serde_json::from_slice(&grant.options)
         .map_err(|err| AdvanceError::Unreadable(format!("the run's options: {err}")))?;
@@ -158,7 +164,7 @@ async fn move_run(shared: &Arc<Shared>, grant: &Grant) -> Result<(), AdvanceErro
     let grant = &grant;
     let (seq, first_seq) = (grant.seq, grant.first_seq);
     let streamed = !grant.stream_modes.is_empty();
-    let place = if streamed {
+    let place = if streamed && root.is_none() {
         let mut db = shared.pool.acquire().await?;
         stream_events::next_place(&mut db, grant.run_id, seq + 1).await?
     } else {
@@ -176,11 +182,13 @@ async fn move_run(shared: &Arc<Shared>, grant: &Grant) -> Result<(), AdvanceErro
         root_seq: AtomicI64::new(seq),
         streamed,
         shown: Shown::default(),
+        ended: AtomicBool::new(false),
     });
     let run = Run {
         run_id: grant.run_id,
         thread_id: grant.thread_id,
         fence: grant.fence,
+        generation: grant.generation,
         ambient,
         checkpointer: Arc::clone(&checkpointer) as _,
         nodes: Arc::clone(&shared.nodes),
@@ -191,7 +199,11 @@ async fn move_run(shared: &Arc<Shared>, grant: &Grant) -> Result<(), AdvanceErro
     let deadline = deadline(grant, &graph);
     let mut wake = grant.wake;
     loop {
-        let Some(mut root) = restore(checkpointer.as_ref(), "", &graph).await? else {
+        let stored = match root.take() {
+            Some(root) => Some(root),
+            None => restore(checkpointer.as_ref(), "", &graph).await?,
+        };
+        let Some(mut root) = stored else {
             return Err(AdvanceError::Unreadable("the run has no checkpoint".to_owned()));
         };
         root.first_seq = first_seq;
@@ -204,6 +216,10 @@ async fn move_run(shared: &Arc<Shared>, grant: &Grant) -> Result<(), AdvanceErro
                 return end_failed(shared, grant, Some(&graph), &failure).await;
             }
         };
+        if checkpointer.ended.load(Ordering::Relaxed) {
+            // Its last commit has ended it.
+            return Ok(());
+        }
         match leave(shared, grant, &graph, exit, wake, deadline).await? {
             Some(now) => wake = now,
             None => return Ok(()),
@@ -364,17 +380,7 @@ async fn end_done(
 ) -> Result<(), AdvanceError> {
     let values = state.to_json(graph).to_string().into_bytes();
     let result = state.output(graph).to_string().into_bytes();
-    let ending = Ending {
-        status: "success",
-        error: None,
-        result: Some(&result),
-        cancel_reason: None,
-        thread_status: "idle",
-        values: Some(&values),
-        interrupts: None,
-        thread_error: None,
-    };
-    end(shared, grant, &ending, None).await
+    end(shared, grant, &Ending::done(&values, &result), None).await
 }
 
 /// The run ends well, and the thread waits for people: or for whoever goes on after a stop that the client asked for.

@@ -24,11 +24,12 @@ use tokio::sync::{Notify, Semaphore, broadcast};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use crate::graph::exec::NodeSource;
+use crate::graph::exec::{Namespace, NodeSource};
 use crate::ids::{InstanceId, RunId};
 use crate::store::checkpointer::Authority;
 use crate::store::commit::{COMMITTER_CONNECTIONS, Committer};
 use crate::store::graphs::Graphs;
+use crate::store::intake::{Arrival, Intake, Life};
 use crate::store::queue::{self, Claim, Grant};
 use crate::store::retention::{self, Retention};
 use crate::store::signals::Signals;
@@ -40,6 +41,8 @@ const POLL: Duration = Duration::from_millis(500);
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// How often what is too old is deleted.
 const RETAIN_EVERY: Duration = Duration::from_secs(60);
+/// How long a driver that stops waits for runs that are just being accepted and granted to it.
+const LAST_ARRIVALS: Duration = Duration::from_secs(1);
 /// Due rows that one statement moves.
 const PROMOTE: i64 = 1000;
 
@@ -101,6 +104,7 @@ pub struct Driver {
     shared: Arc<Shared>,
     leased: Arc<AtomicBool>,
     running: Arc<Mutex<HashMap<RunId, Held>>>,
+    intake: Arc<Intake>,
 }
 
 struct Held {
@@ -114,6 +118,8 @@ struct Rounds {
     due: Instant,
     /// Whether there may be something to claim.
     claim: bool,
+    /// Whether the last claim found nothing.
+    empty: bool,
 }
 
 /// A life of the driver that has ended: why.
@@ -144,7 +150,7 @@ impl Driver {
         // another of PostgreSQL's processes each time finds cold caches there. Measured with 64 runs at once:
         // 50,000 steps/s on two connections, 39,000 in turn on sixteen.
         let options = pool.connect_options().as_ref().clone();
-        let committer = Committer::new(connect::pool(options, COMMITTER_CONNECTIONS));
+        let committer = Committer::new(connect::lane(options, COMMITTER_CONNECTIONS));
         let drain = Arc::new(AtomicBool::new(false));
         let shared = Shared {
             pool,
@@ -161,7 +167,14 @@ impl Driver {
             shared: Arc::new(shared),
             leased: Arc::new(AtomicBool::new(false)),
             running: Arc::default(),
+            intake: Arc::default(),
         }
+    }
+
+    /// Where runs come in that this process accepts.
+    #[must_use]
+    pub fn intake(&self) -> &Arc<Intake> {
+        &self.intake
     }
 
     /// The commit path, for its figures.
@@ -227,6 +240,7 @@ impl Driver {
             never = self.delete_old() => match never {},
         };
         self.leased.store(false, Ordering::Relaxed);
+        self.intake.close();
         match end {
             End::Stop => {
                 tokio::select! {
@@ -235,8 +249,9 @@ impl Driver {
                 }
                 runs.shutdown().await;
                 // What did not come to a checkpoint in time has done nothing wrong: it is no suspect.
-                let held: Vec<(RunId, i64)> =
+                let mut held: Vec<(RunId, i64)> =
                     self.held().iter().map(|(run, held)| (*run, held.fence)).collect();
+                held.extend(self.last_arrivals().await);
                 self.release_all(&held).await;
                 let mut db = self.shared.pool.acquire().await?;
                 crash::around("unregister", queue::unregister(&mut db, config.instance, epoch))
@@ -311,11 +326,14 @@ impl Driver {
         let mut ended = self.shared.signals.ended();
         let suspects = Arc::new(Semaphore::new(1));
         let mut swept: Option<Instant> = None;
-        let mut rounds = Rounds { due: Instant::now(), claim: true };
+        let mut rounds = Rounds { due: Instant::now(), claim: true, empty: false };
+        let mut alone = false;
         loop {
+            self.start_arrivals(epoch, runs);
             if swept.is_none_or(|at| at.elapsed() >= SWEEP_EVERY) {
                 self.recover().await;
                 self.reconcile(epoch).await;
+                alone = self.is_alone().await;
                 swept = Some(Instant::now());
             }
             let more = match self.round(epoch, runs, &suspects, &mut rounds).await {
@@ -328,7 +346,13 @@ impl Driver {
                     false
                 }
             };
-            let full = self.room() == 0;
+            let room = self.room();
+            let full = room == 0;
+            if alone && rounds.empty && !full {
+                self.intake.open(Life { instance: self.shared.config.instance, epoch }, room);
+            } else {
+                self.intake.close();
+            }
             rounds.claim = more;
             let pause =
                 if more { Duration::ZERO } else { rounds.due.duration_since(Instant::now()) };
@@ -340,6 +364,7 @@ impl Driver {
                     // What could not be claimed for want of room can be now.
                     rounds.claim |= full;
                 }
+                () = self.intake.wait() => {}
                 run = ended.recv() => self.heard_end(epoch, run).await,
                 () = self.shared.signals.wait_queued(), if !more => rounds.claim = true,
                 // A run was parked until a time, or a suspect has proved harmless.
@@ -376,7 +401,50 @@ impl Driver {
             let due = if again { Duration::ZERO } else { queued.due.unwrap_or(POLL) };
             rounds.due = Instant::now() + due.clamp(Duration::from_millis(1), POLL);
         }
-        if rounds.claim { self.claim_ready(epoch, runs).await } else { Ok(false) }
+        if !rounds.claim {
+            return Ok(false);
+        }
+        rounds.empty = false;
+        let room = i64::try_from(self.room()).unwrap_or(i64::MAX);
+        if room == 0 {
+            return Ok(false);
+        }
+        let more = self.claim_ready(epoch, runs, room.min(queue::MOST)).await?;
+        rounds.empty = !more;
+        Ok(more)
+    }
+
+    /// Starts the runs that were granted when this process accepted them.
+    fn start_arrivals(&self, epoch: i64, runs: &mut JoinSet<(RunId, i64)>) {
+        for Arrival { life, grant, root } in self.intake.take() {
+            // What was granted to an earlier life is free, and is claimed again.
+            if life.epoch == epoch {
+                self.start(runs, grant, root, None);
+            }
+        }
+    }
+
+    /// The runs that were still being accepted when this driver stopped.
+    async fn last_arrivals(&self) -> Vec<(RunId, i64)> {
+        let mut arrived = Vec::new();
+        let deadline = Instant::now() + LAST_ARRIVALS;
+        loop {
+            let arrivals = self.intake.take();
+            arrived.extend(arrivals.iter().map(|one| (one.grant.run_id, one.grant.fence)));
+            if self.intake.count() == 0 || Instant::now() >= deadline {
+                return arrived;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Whether no other driver is alive: beside others, the queue shares the work.
+    async fn is_alone(&self) -> bool {
+        let asked = async {
+            let mut db = self.shared.pool.acquire().await?;
+            queue::others(&mut db, self.shared.config.instance).await
+        };
+        matches!(asked.await, Ok(false))
     }
 
     fn forget(&self, done: Result<(RunId, i64), tokio::task::JoinError>) {
@@ -427,7 +495,9 @@ impl Driver {
                 }
                 keep
             });
-            rows.into_iter().filter(|(run, _)| !held.contains_key(run)).collect()
+            rows.into_iter()
+                .filter(|(run, _)| !held.contains_key(run) && !self.intake.expects(*run))
+                .collect()
         };
         // The answer to a claim's COMMIT can be lost: then nobody but the tables knows of the grant.
         self.release_all(&orphans).await;
@@ -492,7 +562,7 @@ impl Driver {
     }
 
     fn room(&self) -> usize {
-        self.shared.config.capacity.saturating_sub(self.in_memory())
+        self.shared.config.capacity.saturating_sub(self.in_memory() + self.intake.count())
     }
 
     /// After a crash one of many runs killed the process: they go one at a time until each has committed.
@@ -510,25 +580,22 @@ impl Driver {
         let Some(grant) = self.claim(&mut db, epoch, Claim::Suspect).await?.pop() else {
             return Ok(false);
         };
-        self.start(runs, grant, Some(permit));
+        self.start(runs, grant, None, Some(permit));
         Ok(true)
     }
 
-    /// Claims what there is room for and starts it. True: there may be more.
+    /// Claims at most `limit` runs and starts them. True: there may be more.
     async fn claim_ready(
         &self,
         epoch: i64,
         runs: &mut JoinSet<(RunId, i64)>,
+        limit: i64,
     ) -> Result<bool, StoreError> {
-        let room = i64::try_from(self.room()).unwrap_or(i64::MAX);
-        if room == 0 {
-            return Ok(false);
-        }
         let mut db = self.shared.pool.acquire().await?;
-        let grants = self.claim(&mut db, epoch, Claim::Ready(room.min(queue::MOST))).await?;
+        let grants = self.claim(&mut db, epoch, Claim::Ready(limit)).await?;
         let more = !grants.is_empty();
         for grant in grants {
-            self.start(runs, grant, None);
+            self.start(runs, grant, None, None);
         }
         Ok(more)
     }
@@ -547,12 +614,14 @@ impl Driver {
         &self,
         runs: &mut JoinSet<(RunId, i64)>,
         grant: Grant,
+        root: Option<Namespace>,
         suspect: Option<tokio::sync::OwnedSemaphorePermit>,
     ) {
         let (run, fence) = (grant.run_id, grant.fence);
         let shared = Arc::clone(&self.shared);
         let abort = runs.spawn(async move {
-            let moving = AssertUnwindSafe(advance::advance(&shared, grant, suspect)).catch_unwind();
+            let moving =
+                AssertUnwindSafe(advance::advance(&shared, grant, root, suspect)).catch_unwind();
             if moving.await.is_err() {
                 tracing::error!(run.id = %run, "run {run} made the driver panic");
                 advance::surrender(&shared, run, fence).await;

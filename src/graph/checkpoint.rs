@@ -781,6 +781,8 @@ pub struct EffectRow {
 pub enum EffectChange {
     /// It is about to be sent, or to be sent again.
     Intent {
+        /// What names the attempt to the other side.
+        key: String,
         /// The node's name.
         node: String,
         /// `tool`, `model`, `use`.
@@ -854,6 +856,17 @@ pub struct Commit {
     pub stream: Vec<StreamRow>,
     /// What activations do to the world; at most one row for each attempt.
     pub effects: Vec<EffectRow>,
+    /// How the run ends with this checkpoint, the root's last.
+    pub end: Option<RunEnd>,
+}
+
+/// What a run that has nothing left to do came to, as JSON.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunEnd {
+    /// Its state.
+    pub values: Vec<u8>,
+    /// What it gives back.
+    pub result: Vec<u8>,
 }
 
 /// A namespace as stored: its last rows and what its superstep already has.

@@ -46,6 +46,8 @@ pub struct Begun {
     pub row: Option<CheckpointRow>,
     /// Where the run stands then.
     pub position: Position,
+    /// The state that the first checkpoint holds, where it is stored, and what runs next.
+    pub start: Option<(State, Homes, Vec<NodeIndex>)>,
 }
 
 /// Why a run cannot begin so.
@@ -181,7 +183,7 @@ pub fn begin(
     let changes_nothing = order.input.is_none() && order.update.is_empty() && order.goto.is_empty();
     if changes_nothing && fork_branch.is_none() {
         let position = last.ok_or(OrderError::Nothing)?;
-        return Ok(Begun { row: None, position });
+        return Ok(Begun { row: None, position, start: None });
     }
     if fresh_graph {
         // The row is a keyframe, so they are written down without being named as changes.
@@ -212,7 +214,7 @@ pub fn begin(
     let mut row =
         encode(graph, &state, &mut homes, position, source, &changes, joins, &next, keyframe);
     row.parent = fork_branch.and(last);
-    Ok(Begun { row: Some(row), position })
+    Ok(Begun { row: Some(row), position, start: Some((state, homes, next)) })
 }
 
 /// A thread's first row also names the defaults, so that they are a part of its history.

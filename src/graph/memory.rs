@@ -262,8 +262,18 @@ impl Inner {
 
     fn apply(&mut self, commit: Commit) {
         self.commits += 1;
-        let Commit { namespace, planned, checkpoint, writes, waits, settles, stream, effects } =
-            commit;
+        // How a run ends is up to whoever plays the driver.
+        let Commit {
+            namespace,
+            planned,
+            checkpoint,
+            writes,
+            waits,
+            settles,
+            stream,
+            effects,
+            end: _,
+        } = commit;
         let key = |task: TaskId| (namespace.clone(), planned.branch, planned.seq, task.0);
         for (task, result) in writes {
             self.writes.entry(key(task)).or_insert(result);

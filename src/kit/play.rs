@@ -216,6 +216,7 @@ impl Play<'_> {
             run_id: RunId(RUN_ID),
             thread_id: ThreadId(THREAD_ID),
             fence: 1,
+            generation: 0,
             cursor: Cursor::new(root.position.seq, 0),
             ambient: self.ambient.clone(),
             checkpointer: stage,

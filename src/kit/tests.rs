@@ -85,6 +85,21 @@ async fn an_effect_is_not_repeated_and_an_unknown_one_is_sent_again_once() {
     assert_eq!(all[0].crashes.as_ref().unwrap().retried, 0, "it needs no person");
 }
 
+#[tokio::test]
+async fn a_run_that_fails_comes_to_the_same_failure_wherever_it_is_dropped() {
+    let cases = "
+- name: refused
+  answers: { act: [{ error: { kind: refused, message: not today, class: fatal } }] }
+  expect: { status: error, error: refused }
+";
+    for effect in ["effectful", "idempotent", "pure"] {
+        let all = check(&act(effect), cases).await;
+        let crashes = all[0].crashes.clone().unwrap();
+        assert!(crashes.commits >= 2, "{effect}: {crashes:?}");
+        assert_eq!(crashes.runs, 2 * crashes.commits, "no point is left out");
+    }
+}
+
 /// Answers that a commit is stored, and forgets it.
 struct Forgetful {
     inner: Arc<dyn Checkpointer>,

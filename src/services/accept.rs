@@ -2,8 +2,13 @@
 //!
 //! Everything that can be wrong with a request is found before anything is written; then the run, its
 //! first checkpoint, the answers that it brings and its place in the queue are one transaction under
-//! the thread's lock.
+//! the thread's lock. Where the driver of this process has room and nobody waits, the run is granted to
+//! it in that transaction, and takes no place in the queue.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 use sqlx::PgConnection;
 
@@ -15,14 +20,17 @@ use super::api::{
 use super::assistants::ResolvedAssistant;
 use super::error::ServiceError;
 use super::{checkpoint_id, checks};
-use crate::graph::exec::{Options, Stops};
+use crate::graph::exec::{Namespace, Options, Stops};
 use crate::graph::input::{self, Begun, Order, OrderError, Standing};
 use crate::graph::model::Graph;
 use crate::graph::step::{Ambient, Position};
 use crate::graph::value::Shared;
 use crate::ids::{RunId, ThreadId};
+use crate::store::accept::{FIRST_FENCE, FreshRun};
+use crate::store::intake::Place;
 use crate::store::pending::{self, WaitingTask};
-use crate::store::runs::{self, LockedThread, NewRun, RunOptions};
+use crate::store::queue::Grant;
+use crate::store::runs::{self, Inserted, LockedThread, NewRun, RunOptions};
 use crate::store::{checkpoints, crash, threads};
 
 /// The longest delay of a run's start: 366 days.
@@ -39,6 +47,42 @@ struct Accepted<'a> {
     modes: Vec<String>,
     request: CreateRun,
     temporary: bool,
+}
+
+impl Accepted<'_> {
+    /// The delay of its start, if there is one.
+    fn after_seconds(&self) -> Option<f64> {
+        self.request.after_seconds.filter(|after| *after > 0).map(f64::from)
+    }
+
+    /// What the driver needs of a run that was granted to it when it was stored.
+    fn grant(
+        &self,
+        thread: ThreadId,
+        position: Position,
+        options: Vec<u8>,
+        Inserted { created_at, fence, generation }: Inserted,
+    ) -> Grant {
+        Grant {
+            run_id: self.run_id,
+            thread_id: thread,
+            user_id: self.actor.user_id,
+            fence,
+            seq: position.seq,
+            first_seq: position.seq,
+            branch: position.branch,
+            wake: 0,
+            claims: 0,
+            graph_hash: self.resolved.graph.hash.0.to_vec(),
+            input: None,
+            options,
+            stream_modes: self.modes.clone(),
+            assistant_id: self.resolved.assistant_id,
+            metadata: Value::Object(self.request.metadata.clone()),
+            started_at: Some(created_at),
+            generation,
+        }
+    }
 }
 
 /// What was decided under the thread's lock.
@@ -59,58 +103,14 @@ impl Services {
         request: CreateRun,
     ) -> Result<RunView, ServiceError> {
         let mut accepted = self.check_run(actor, thread.is_none(), request).await?;
-        if let Some(thread) = thread {
-            self.keep_graph(&mut accepted, thread).await?;
-        }
-        let thread_id = thread.unwrap_or_else(ThreadId::new);
-        let mut tx = self.transaction().await?;
-        let placed = match thread {
-            None => self.place_on_new(&mut tx, &accepted, thread_id).await?,
-            Some(_) => {
-                let locked = self.thread_for(&mut tx, &accepted, thread_id).await?;
-                self.place(&mut tx, &accepted, thread_id, &locked).await?
+        let options = serde_json::to_vec(&accepted.options).map_err(ServiceError::internal)?;
+        let (thread_id, created_at) = match thread {
+            None => self.store_fresh(&accepted, options).await?,
+            Some(thread) => {
+                self.keep_graph(&mut accepted, thread).await?;
+                (thread, self.store_on(&accepted, thread, options).await?)
             }
         };
-        let input = match placed.position {
-            Some(_) => None,
-            None => Some(serde_json::to_vec(&accepted.order).map_err(ServiceError::internal)?),
-        };
-        let options = serde_json::to_vec(&accepted.options).map_err(ServiceError::internal)?;
-        let metadata = Value::Object(accepted.request.metadata.clone());
-        let created_at = runs::insert(
-            &mut tx,
-            &NewRun {
-                run_id: accepted.run_id,
-                thread_id,
-                user_id: actor.user_id,
-                assistant_id: accepted.resolved.assistant_id,
-                graph_hash: &accepted.resolved.graph.hash.0,
-                multitask_strategy: accepted.request.multitask_strategy.as_str(),
-                priority: accepted.request.priority,
-                after_seconds: accepted
-                    .request
-                    .after_seconds
-                    .filter(|after| *after > 0)
-                    .map(f64::from),
-                input: input.as_deref(),
-                options: &options,
-                stream_modes: &accepted.modes,
-                metadata: &metadata,
-                temporary_thread: accepted.temporary,
-                active: placed.active,
-                seq: placed.position.map_or(-1, |position| position.seq),
-                branch: placed.branch,
-                webhook: accepted.request.webhook.as_deref(),
-            },
-        )
-        .await?;
-        crash::commit(tx, "accept").await?;
-        for run in placed.ended {
-            self.hub().run_ended(run);
-        }
-        if placed.active {
-            self.hub().queued();
-        }
         Ok(RunView {
             run_id: accepted.run_id,
             thread_id,
@@ -126,6 +126,135 @@ impl Services {
             cancel_reason: None,
             error: None,
         })
+    }
+
+    /// Stores a run on a thread that is there, or is to be made under a known id: under the thread's lock.
+    async fn store_on(
+        &self,
+        accepted: &Accepted<'_>,
+        thread: ThreadId,
+        options: Vec<u8>,
+    ) -> Result<DateTime<Utc>, ServiceError> {
+        let mut tx = self.transaction().await?;
+        let locked = self.thread_for(&mut tx, accepted, thread).await?;
+        let placed = self.place(&mut tx, accepted, thread, &locked).await?;
+        let input = match placed.position {
+            Some(_) => None,
+            None => Some(serde_json::to_vec(&accepted.order).map_err(ServiceError::internal)?),
+        };
+        let metadata = Value::Object(accepted.request.metadata.clone());
+        let after_seconds = accepted.after_seconds();
+        let begun = placed.position.filter(|_| placed.active && after_seconds.is_none());
+        let place = begun.and_then(|_| self.intake()?.reserve(accepted.run_id));
+        let inserted = runs::insert(
+            &mut tx,
+            &NewRun {
+                run_id: accepted.run_id,
+                thread_id: thread,
+                user_id: accepted.actor.user_id,
+                assistant_id: accepted.resolved.assistant_id,
+                graph_hash: &accepted.resolved.graph.hash.0,
+                multitask_strategy: accepted.request.multitask_strategy.as_str(),
+                priority: accepted.request.priority,
+                after_seconds,
+                input: input.as_deref(),
+                options: &options,
+                stream_modes: &accepted.modes,
+                metadata: &metadata,
+                temporary_thread: accepted.temporary,
+                active: placed.active,
+                seq: placed.position.map_or(-1, |position| position.seq),
+                branch: placed.branch,
+                webhook: accepted.request.webhook.as_deref(),
+                granted: place.as_ref().map(Place::life),
+            },
+        )
+        .await?;
+        crash::commit(tx, "accept").await?;
+        for run in placed.ended {
+            self.hub().run_ended(run);
+        }
+        match (place, placed.position) {
+            (Some(place), Some(position)) => {
+                let grant = accepted.grant(thread, position, options, inserted);
+                place.deliver(grant, None);
+            }
+            _ if placed.active => self.hub().queued(),
+            _ => {}
+        }
+        Ok(inserted.created_at)
+    }
+
+    /// Stores a run on a thread of its own. Nobody knows it before the commit, so nothing of it is looked up.
+    async fn store_fresh(
+        &self,
+        accepted: &Accepted<'_>,
+        options: Vec<u8>,
+    ) -> Result<(ThreadId, DateTime<Utc>), ServiceError> {
+        let thread = ThreadId::new();
+        if let Some(id) = &accepted.request.checkpoint_id {
+            return Err(ServiceError::not_found("checkpoint", id));
+        }
+        if accepted.resume.is_some() {
+            let message = format!("nothing on thread {thread} waits for an answer");
+            return Err(ServiceError::Conflict(message));
+        }
+        let graph = &accepted.resolved.graph;
+        let ambient = self.ambient(accepted, thread);
+        let begun =
+            input::begin(graph, &ambient, Standing::empty(graph), &accepted.order, None, false)
+                .map_err(order_error)?;
+        let Begun { row: Some(row), position, start } = begun else {
+            return Err(order_error(OrderError::Nothing));
+        };
+        let after_seconds = accepted.after_seconds();
+        let place = match after_seconds {
+            None => self.intake().and_then(|intake| intake.reserve(accepted.run_id)),
+            Some(_) => None,
+        };
+        let created_at = self
+            .accepter()
+            .accept(FreshRun {
+                run_id: accepted.run_id,
+                thread_id: thread,
+                user_id: accepted.actor.user_id,
+                assistant_id: accepted.resolved.assistant_id,
+                graph_hash: graph.hash.0.to_vec(),
+                multitask_strategy: accepted.request.multitask_strategy.as_str(),
+                priority: accepted.request.priority,
+                after_seconds,
+                options: options.clone(),
+                stream_modes: accepted.modes.clone(),
+                metadata: Value::Object(accepted.request.metadata.clone()),
+                temporary_thread: accepted.temporary,
+                webhook: accepted.request.webhook.clone(),
+                row,
+                thread_metadata: json!({ "graph_id": graph.name }),
+                thread_made_at: self.clock().now(),
+                granted: place.as_ref().map(Place::life),
+            })
+            .await?;
+        match place {
+            None => self.hub().queued(),
+            Some(place) => {
+                let root = start.map(|(state, homes, next)| Namespace {
+                    path: String::new(),
+                    graph: Arc::clone(graph),
+                    state: Arc::new(state),
+                    homes,
+                    position,
+                    first_seq: position.seq,
+                    next,
+                    tasks: HashMap::new(),
+                    begun: false,
+                    call: String::new(),
+                });
+                let inserted = Inserted { created_at, fence: FIRST_FENCE, generation: 0 };
+                let grant = accepted.grant(thread, position, options, inserted);
+                place.deliver(grant, root);
+            }
+        }
+        Ok((thread, created_at))
     }
 
     /// What goes on where the thread stands goes on with the graph that brought it there, also when another
@@ -261,39 +390,6 @@ impl Services {
         }
         input::check(graph, &order).map_err(order_error)?;
         Ok(order)
-    }
-
-    /// Makes a thread for the run alone. Nobody knows it before the commit, so nothing of it is looked up.
-    async fn place_on_new(
-        &self,
-        tx: &mut PgConnection,
-        accepted: &Accepted<'_>,
-        thread: ThreadId,
-    ) -> Result<Placed, ServiceError> {
-        if let Some(id) = &accepted.request.checkpoint_id {
-            return Err(ServiceError::not_found("checkpoint", id));
-        }
-        if accepted.resume.is_some() {
-            let message = format!("nothing on thread {thread} waits for an answer");
-            return Err(ServiceError::Conflict(message));
-        }
-        if !self.insert_thread(tx, accepted, thread).await? {
-            return Err(ServiceError::internal("a new thread's id was taken"));
-        }
-        let graph = &accepted.resolved.graph;
-        let ambient = self.ambient(accepted, thread);
-        let begun =
-            input::begin(graph, &ambient, Standing::empty(graph), &accepted.order, None, false)
-                .map_err(order_error)?;
-        if let Some(row) = &begun.row {
-            checkpoints::insert(tx, thread, accepted.run_id, row).await?;
-        }
-        Ok(Placed {
-            active: true,
-            position: Some(begun.position),
-            branch: begun.position.branch,
-            ended: Vec::new(),
-        })
     }
 
     /// Adds the run's thread, if there is none of that id; answers whether there was not.

@@ -27,7 +27,9 @@ fn view(effect: EffectRecord) -> Result<EffectView, ServiceError> {
     Ok(EffectView {
         task_id: effect.task_id,
         attempt: effect.attempt,
-        idempotency_key: format!("{}-{}", effect.task_id, effect.attempt),
+        idempotency_key: effect
+            .idempotency_key
+            .unwrap_or_else(|| format!("{}-{}", effect.task_id, effect.attempt)),
         checkpoint_ns: effect.namespace,
         node: effect.node,
         kind: effect.kind,

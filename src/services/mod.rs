@@ -39,7 +39,9 @@ use crate::clock::Clock;
 use crate::egress::guard::Guard;
 use crate::graph::compile::{NoNodes, NodeNames};
 use crate::models::Models;
+use crate::store::accept::Accepter;
 use crate::store::graphs::Graphs;
+use crate::store::intake::Intake;
 use crate::store::transaction;
 use crate::tools::Tools;
 
@@ -68,6 +70,8 @@ struct Inner {
     egress: OnceLock<Egress>,
     webhook_client: OnceLock<reqwest::Client>,
     webhook_lanes: webhooks::Lanes,
+    accepter: Accepter,
+    intake: OnceLock<Arc<Intake>>,
     builtin: OnceLock<GraphCatalog>,
 }
 
@@ -137,6 +141,7 @@ impl Services {
     ) -> Self {
         Self(Arc::new(Inner {
             versions: Graphs::new(pool.clone(), names),
+            accepter: Accepter::new(&pool),
             pool,
             clock,
             limits,
@@ -151,6 +156,7 @@ impl Services {
             egress: OnceLock::new(),
             webhook_client: OnceLock::new(),
             webhook_lanes: webhooks::Lanes::default(),
+            intake: OnceLock::new(),
             builtin: OnceLock::new(),
         }))
     }
@@ -159,6 +165,21 @@ impl Services {
     #[must_use]
     pub fn versions(&self) -> &Graphs {
         &self.0.versions
+    }
+
+    /// Lets the driver of this process take in what is accepted here; the first one stays.
+    pub fn set_intake(&self, intake: Arc<Intake>) {
+        if self.0.intake.set(intake).is_err() {
+            tracing::warn!("the driver's intake was set before: the first one stays");
+        }
+    }
+
+    fn intake(&self) -> Option<&Arc<Intake>> {
+        self.0.intake.get()
+    }
+
+    fn accepter(&self) -> &Accepter {
+        &self.0.accepter
     }
 
     /// Gives these operations the servers of tools; the first ones stay. Without any there are no tools.

@@ -1,7 +1,7 @@
 //! The [`Checkpointer`] of one granted run: PostgreSQL, under the grant's fence.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -62,6 +62,8 @@ pub struct RunCheckpointer {
     pub streamed: bool,
     /// Which stream row comes next.
     pub shown: Shown,
+    /// Whether a commit has ended the run.
+    pub ended: AtomicBool,
 }
 
 /// Where the stream rows of a run stand: the seq of the last one, and the place of the next.
@@ -161,8 +163,18 @@ impl Checkpointer for RunCheckpointer {
                 root_seq: known,
                 commit: Arc::new(commit),
             };
-            self.committer.commit(request).await?;
+            let ends = request.commit.end.is_some();
+            let committed = self.committer.commit(request).await?;
             drop(turn);
+            if ends {
+                // Nothing is left to do that would need authority.
+                self.ended.store(true, Ordering::Relaxed);
+                self.signals.run_ended(self.run_id);
+                if committed.queues {
+                    self.signals.queued();
+                }
+                return Ok(());
+            }
             if !self.authority.holds() {
                 // It is stored, but what it allows may have been allowed to somebody else meanwhile.
                 return Err(CheckpointError::Fenced);

@@ -38,13 +38,23 @@ pub enum SchemaError {
 
 /// A pool of `size` connections, opened when needed.
 pub fn pool(options: PgConnectOptions, size: u32) -> PgPool {
+    connections(options, size, "auto")
+}
+
+/// As [`pool`], for a few statements that are sent again and again with arrays of different lengths: they are planned
+/// once, for any length.
+pub fn lane(options: PgConnectOptions, size: u32) -> PgPool {
+    connections(options, size, "force_generic_plan")
+}
+
+fn connections(options: PgConnectOptions, size: u32, plans: &'static str) -> PgPool {
     let options = options.application_name("cynai");
     PgPoolOptions::new()
         .max_connections(size)
         .min_connections(size.min(2))
         .acquire_timeout(ACQUIRE)
         .test_before_acquire(false)
-        .after_connect(|connection, _| {
+        .after_connect(move |connection, _| {
             Box::pin(async move {
                 // As a statement, since a pooler may refuse it as a parameter of the connection.
                 let milliseconds = SILENCE.as_millis().to_string();
@@ -54,8 +64,10 @@ pub fn pool(options: PgConnectOptions, size: u32) -> PgPool {
                 sqlx::query!(
                     "select set_config('idle_in_transaction_session_timeout', $1, false) as timeout,
                             set_config('enable_seqscan', 'off', false) as scans,
-                            set_config('jit', 'off', false) as jit",
-                    milliseconds
+                            set_config('jit', 'off', false) as jit,
+                            set_config('plan_cache_mode', $2, false) as plans",
+                    milliseconds,
+                    plans
                 )
                 .fetch_one(connection)
                 .await?;

@@ -13,6 +13,8 @@ pub struct EffectRecord {
     pub task_id: TaskId,
     /// Which attempt of it.
     pub attempt: i32,
+    /// What names the attempt to the other side; an old one has none stored.
+    pub idempotency_key: Option<String>,
     /// The namespace of the activation, empty for the root.
     pub namespace: String,
     /// The node's name.
@@ -48,7 +50,7 @@ pub async fn of_run(
 ) -> Result<Vec<EffectRecord>, StoreError> {
     let effects = sqlx::query_as!(
         EffectRecord,
-        r#"select task_id as "task_id: TaskId", attempt, namespace, node, kind, target, effect, status, sends,
+        r#"select task_id as "task_id: TaskId", attempt, idempotency_key, namespace, node, kind, target, effect, status, sends,
                   started_at, ended_at, request_hash, request, outcome
              from effects where run_id = $1
             order by started_at, task_id, attempt limit $2 offset $3"#,

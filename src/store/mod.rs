@@ -5,6 +5,7 @@
 //!
 //! **Invariant:** no SQL outside this folder, and no rule inside it.
 
+pub mod accept;
 pub mod access;
 pub mod assistants;
 pub mod checkpointer;
@@ -16,6 +17,7 @@ pub mod effects;
 pub mod embedded;
 pub mod graphs;
 pub mod health;
+pub mod intake;
 pub mod jobs;
 pub mod pending;
 pub mod queue;

@@ -51,6 +51,8 @@ pub struct Grant {
     pub metadata: serde_json::Value,
     /// When it first started.
     pub started_at: Option<DateTime<Utc>>,
+    /// Runs of its thread that were rolled back.
+    pub generation: i32,
 }
 
 /// What a driver finds when it looks at the queue.
@@ -137,12 +139,12 @@ pub async fn claim(
            taken as (delete from queue q using picked p where q.run_id = p.run_id),
            fenced as (
              update threads t set fence = fence + 1 from picked p where t.thread_id = p.thread_id
-             returning t.thread_id, t.fence),
+             returning t.thread_id, t.fence, t.generation),
            granted as (
              update heads h set status = 'running', fence = f.fence, instance_id = $1, epoch = $2
                from picked p join fenced f using (thread_id)
               where h.run_id = p.run_id and h.status = 'queued'
-             returning h.run_id, h.thread_id, h.fence, h.seq, h.first_seq, h.branch, h.wake, h.claims),
+             returning h.run_id, h.thread_id, h.fence, f.generation, h.seq, h.first_seq, h.branch, h.wake, h.claims),
            started as (
              update runs r set status = 'running', started_at = cynai_now(), updated_at = cynai_now()
                from granted g where r.run_id = g.run_id and r.status = 'pending')
@@ -150,7 +152,8 @@ pub async fn claim(
                   g.fence as "fence!", g.seq as "seq!", g.first_seq as "first_seq!", g.branch as "branch!",
                   g.wake as "wake!", g.claims as "claims!", r.graph_hash as "graph_hash!", r.input, r.options as "options!",
                   r.stream_modes as "stream_modes!", r.assistant_id as "assistant_id!: AssistantId",
-                  r.metadata as "metadata!", coalesce(r.started_at, cynai_now()) as started_at
+                  r.metadata as "metadata!", coalesce(r.started_at, cynai_now()) as started_at,
+                  g.generation as "generation!"
              from granted g join runs r using (run_id)"#,
         instance as InstanceId,
         epoch,
@@ -539,6 +542,17 @@ pub async fn renew(
     .execute(db)
     .await?;
     Ok(result.rows_affected() == 1)
+}
+
+/// Whether another driver's lease holds.
+pub async fn others(db: &mut PgConnection, instance: InstanceId) -> Result<bool, StoreError> {
+    let others = sqlx::query_scalar!(
+        r#"select exists (select from instances where instance_id <> $1 and deadline >= cynai_now()) as "others!""#,
+        instance as InstanceId,
+    )
+    .fetch_one(db)
+    .await?;
+    Ok(others)
 }
 
 /// Ends a driver's lease at once.

@@ -5,11 +5,14 @@
 //!
 //! **Invariant:** a run row and its first checkpoint are inserted in the same transaction.
 
+use std::collections::HashSet;
+
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sqlx::PgConnection;
 
+use super::intake::Life;
 use super::{StoreError, webhooks};
 use crate::graph::exec::Options;
 use crate::ids::{AssistantId, RunId, ThreadId, UserId};
@@ -59,6 +62,21 @@ pub async fn lock_thread(
     Ok(row)
 }
 
+/// Locks those of `threads` that nobody else has locked, until the end of the transaction; answers which.
+pub async fn lock_free_threads(
+    db: &mut PgConnection,
+    threads: &[ThreadId],
+) -> Result<HashSet<ThreadId>, StoreError> {
+    let locked = sqlx::query_scalar!(
+        r#"select thread_id as "thread_id: ThreadId" from threads
+            where thread_id = any($1) order by thread_id for no key update skip locked"#,
+        &threads.iter().map(|thread| thread.0).collect::<Vec<_>>(),
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(locked.into_iter().collect())
+}
+
 /// A run to insert.
 #[derive(Debug)]
 pub struct NewRun<'a> {
@@ -96,30 +114,49 @@ pub struct NewRun<'a> {
     pub branch: i32,
     /// Where its end is told.
     pub webhook: Option<&'a str>,
+    /// The driver that it is granted to at once; it must be active, have begun, and not be delayed.
+    pub granted: Option<Life>,
 }
 
-/// Inserts a run; an active one becomes claimable at once, or when its time has come.
-pub async fn insert(db: &mut PgConnection, run: &NewRun<'_>) -> Result<DateTime<Utc>, StoreError> {
-    let created_at = sqlx::query_scalar!(
-        "with r as (
+/// What was decided when a run was inserted.
+#[derive(Debug, Clone, Copy)]
+pub struct Inserted {
+    /// When it was accepted.
+    pub created_at: DateTime<Utc>,
+    /// The fence of its grant; 0 when it was not granted.
+    pub fence: i64,
+    /// Runs of the thread that were rolled back.
+    pub generation: i32,
+}
+
+/// Inserts a run; an active one becomes claimable at once, or when its time has come, unless it is granted.
+pub async fn insert(db: &mut PgConnection, run: &NewRun<'_>) -> Result<Inserted, StoreError> {
+    let inserted = sqlx::query_as!(
+        Inserted,
+        r#"with t as (
+           update threads set status = 'busy', active_run = $1, branch = $16, graph_hash = $5, updated_at = cynai_now(),
+                  fence = fence + case when $18::uuid is null then 0 else 1 end
+            where thread_id = $2 and $14 returning fence, generation),
+         r as (
            insert into runs (run_id, thread_id, user_id, assistant_id, graph_hash, multitask_strategy, priority,
                              not_before, input, options, stream_modes, metadata, temporary_thread,
-                             branch, webhook, created_at, updated_at)
+                             branch, webhook, status, started_at, created_at, updated_at)
            values ($1, $2, $3, $4, $5, $6, $7, cynai_now() + make_interval(secs => $8), $9, $10, $11, $12, $13,
-                   $16, $17, cynai_now(), cynai_now())
+                   $16, $17, case when $18::uuid is null then 'pending' else 'running' end,
+                   case when $18::uuid is not null then cynai_now() end, cynai_now(), cynai_now())
            returning run_id, thread_id, user_id, priority, not_before, created_at),
          h as (
-           insert into heads (run_id, thread_id, seq, first_seq, branch, status)
-           select run_id, thread_id, $15, $15, $16, case when $14 then 'queued' else 'pending' end from r),
+           insert into heads (run_id, thread_id, fence, seq, first_seq, branch, status, instance_id, epoch)
+           select run_id, thread_id, case when $18::uuid is null then 0 else t.fence end, $15, $15, $16,
+                  case when $18::uuid is not null then 'running' when $14 then 'queued' else 'pending' end, $18, $19
+             from r left join t on true
+           returning fence),
          q as (
            insert into queue (run_id, thread_id, user_id, priority, state, due)
            select run_id, thread_id, user_id, priority, case when not_before is null then 'ready' else 'later' end,
                   coalesce(not_before, cynai_now())
-             from r where $14),
-         t as (
-           update threads set status = 'busy', active_run = $1, branch = $16, graph_hash = $5, updated_at = cynai_now()
-            where thread_id = $2 and $14)
-         select created_at from r",
+             from r where $14 and $18::uuid is null)
+         select r.created_at, h.fence as "fence!", coalesce((select generation from t), 0) as "generation!" from r, h"#,
         run.run_id as RunId,
         run.thread_id as ThreadId,
         run.user_id as UserId,
@@ -137,10 +174,12 @@ pub async fn insert(db: &mut PgConnection, run: &NewRun<'_>) -> Result<DateTime<
         run.seq,
         run.branch,
         run.webhook,
+        run.granted.map(|life| life.instance.0),
+        run.granted.map(|life| life.epoch),
     )
     .fetch_one(db)
     .await?;
-    Ok(created_at)
+    Ok(inserted)
 }
 
 /// A run that has not begun gets its first checkpoint; false when the fence has moved on.
@@ -189,6 +228,23 @@ pub struct Ending<'a> {
     pub thread_error: Option<&'a [u8]>,
 }
 
+impl<'a> Ending<'a> {
+    /// Of a run that has nothing left to do.
+    #[must_use]
+    pub fn done(values: &'a [u8], result: &'a [u8]) -> Self {
+        Self {
+            status: "success",
+            error: None,
+            result: Some(result),
+            cancel_reason: None,
+            thread_status: "idle",
+            values: Some(values),
+            interrupts: None,
+            thread_error: None,
+        }
+    }
+}
+
 /// What the end of a run led to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ended {
@@ -206,10 +262,20 @@ impl Ended {
     }
 }
 
-/// Ends a run under its fence, or whatever its fence is when the caller says `None`, and promotes the thread's next.
-/// Its jobs that have not ended are to be stopped, and its end is to be told to its webhook.
-///
-/// The caller holds the thread's lock. `None`: the run had ended already or is somebody else's.
+/// A run that is to end.
+#[derive(Debug)]
+pub struct ToEnd<'a> {
+    /// Its thread, which the caller has locked.
+    pub thread: ThreadId,
+    /// The run.
+    pub run: RunId,
+    /// Its grant's fence; `None` ends it whatever its fence is.
+    pub fence: Option<i64>,
+    /// How it ends.
+    pub ending: &'a Ending<'a>,
+}
+
+/// Ends a run and promotes the thread's next; see [`finish_all`]. `None`: the run had ended already or is somebody else's.
 pub async fn finish(
     db: &mut PgConnection,
     thread: ThreadId,
@@ -217,67 +283,98 @@ pub async fn finish(
     fence: Option<i64>,
     ending: &Ending<'_>,
 ) -> Result<Option<Ended>, StoreError> {
-    let row = sqlx::query!(
-        r#"with h as (
-             delete from heads where run_id = $2 and thread_id = $1
-                and ($3::bigint is null or (fence = $3 and status = 'running'))
-             returning run_id, status),
+    let ended = finish_all(db, &[ToEnd { thread, run, fence, ending }]).await?;
+    Ok(ended.into_iter().next().map(|(_, ended)| ended))
+}
+
+/// Ends runs of different threads under their fences, and promotes the next run of each thread. Answers what became of
+/// those that have ended by this; the others had ended already or are somebody else's.
+///
+/// Their jobs that have not ended are to be stopped, what they did to the world and nobody has told of is unknown, and
+/// their ends are to be told to their webhooks. The caller holds the threads' locks.
+pub async fn finish_all(
+    db: &mut PgConnection,
+    runs: &[ToEnd<'_>],
+) -> Result<Vec<(RunId, Ended)>, StoreError> {
+    fn column<'a, T>(runs: &'a [ToEnd<'a>], of: impl Fn(&'a ToEnd<'a>) -> T) -> Vec<T> {
+        runs.iter().map(of).collect()
+    }
+    let rows = sqlx::query!(
+        r#"with b as (
+             select * from unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::text[], $5::bytea[], $6::bytea[], $7::text[],
+                                  $8::text[], $9::bytea[], $10::bytea[], $11::bytea[])
+               as b (thread_id, run_id, fence, status, error, result, cancel_reason, thread_status, state_values,
+                     interrupts, thread_error)),
+           h as (
+             delete from heads h using b
+              where h.run_id = b.run_id and h.thread_id = b.thread_id
+                and (b.fence is null or (h.fence = b.fence and h.status = 'running'))
+             returning b.*),
            unqueued as (delete from queue q using h where q.run_id = h.run_id),
            r as (
-             update runs r set status = $4, error = $5, result = $6, cancel_reason = $7,
+             update runs r set status = h.status, error = h.error, result = h.result, cancel_reason = h.cancel_reason,
                     ended_at = cynai_now(), updated_at = cynai_now()
                from h where r.run_id = h.run_id
              returning r.run_id, r.webhook),
            j as (
              update jobs j set status = case j.status when 'intent' then 'canceled' else 'canceling' end
                from h where j.run_id = h.run_id and j.status in ('intent', 'sent')),
+           e as (
+             update effects e set status = 'unknown', ended_at = cynai_now(), outcome = convert_to(
+                      '{"kind":"abandoned","message":"the run ended while this was under way"}', 'UTF8')
+               from h where e.run_id = h.run_id and e.status = 'intent'),
            active as (
-             select h.run_id from h join threads t on t.thread_id = $1 and t.active_run = h.run_id),
-           n as (
-             select r.run_id, r.thread_id, r.user_id, r.priority, r.not_before
-               from active, lateral (
-                 select * from runs r where r.thread_id = $1 and r.status = 'pending' and r.run_id <> $2
-                  order by r.run_id limit 1) r),
+             select h.*, n.run_id as next_run from h
+               join threads t on t.thread_id = h.thread_id and t.active_run = h.run_id
+               left join lateral (
+                 select n.run_id from heads n
+                  where n.thread_id = h.thread_id and n.status = 'pending' and n.run_id <> h.run_id
+                  order by n.run_id limit 1) n on true),
            hn as (
-             update heads h set status = 'queued' from n where h.run_id = n.run_id and h.status = 'pending'),
+             update heads n set status = 'queued' from active a where n.run_id = a.next_run and n.status = 'pending'),
            q as (
              insert into queue (run_id, thread_id, user_id, priority, state, due)
-             select run_id, thread_id, user_id, priority,
-                    case when not_before > cynai_now() then 'later' else 'ready' end,
-                    greatest(not_before, cynai_now())
-               from n),
+             select n.run_id, n.thread_id, n.user_id, n.priority,
+                    case when n.not_before > cynai_now() then 'later' else 'ready' end,
+                    greatest(n.not_before, cynai_now())
+               from active a join runs n on n.run_id = a.next_run),
            t as (
              update threads t
-                set status = case when n.run_id is null then $8 else 'busy' end,
-                    active_run = n.run_id, fence = t.fence + 1,
-                    state_values = coalesce($9, t.state_values), interrupts = $10, error = $11,
-                    updated_at = cynai_now(), state_updated_at = cynai_now()
-               from active left join n on true
-              where t.thread_id = $1)
-           select (select count(*) from h) as "ended!", (select run_id from n) as "promoted: RunId",
-                  (select webhook from r) as webhook"#,
-        thread as ThreadId,
-        run as RunId,
-        fence,
-        ending.status,
-        ending.error,
-        ending.result,
-        ending.cancel_reason,
-        ending.thread_status,
-        ending.values,
-        ending.interrupts,
-        ending.thread_error,
+                set status = case when a.next_run is null then a.thread_status else 'busy' end,
+                    active_run = a.next_run, fence = t.fence + 1,
+                    state_values = coalesce(a.state_values, t.state_values), interrupts = a.interrupts,
+                    error = a.thread_error, updated_at = cynai_now(), state_updated_at = cynai_now()
+               from active a
+              where t.thread_id = a.thread_id)
+           select h.run_id as "run_id!: RunId", a.next_run as "promoted: RunId", r.webhook
+             from h left join active a using (run_id) left join r using (run_id)"#,
+        &column(runs, |end| end.thread.0),
+        &column(runs, |end| end.run.0),
+        &column(runs, |end| end.fence) as &[Option<i64>],
+        &column(runs, |end| end.ending.status) as &[&str],
+        &column(runs, |end| end.ending.error) as &[Option<&[u8]>],
+        &column(runs, |end| end.ending.result) as &[Option<&[u8]>],
+        &column(runs, |end| end.ending.cancel_reason) as &[Option<&str>],
+        &column(runs, |end| end.ending.thread_status) as &[&str],
+        &column(runs, |end| end.ending.values) as &[Option<&[u8]>],
+        &column(runs, |end| end.ending.interrupts) as &[Option<&[u8]>],
+        &column(runs, |end| end.ending.thread_error) as &[Option<&[u8]>],
     )
-    .fetch_one(&mut *db)
+    .fetch_all(&mut *db)
     .await?;
-    if row.ended != 1 {
-        return Ok(None);
+    let mut ended = Vec::with_capacity(rows.len());
+    for row in rows {
+        let told = match &row.webhook {
+            Some(url) => {
+                let values = runs.iter().find(|end| end.run == row.run_id);
+                let values = values.and_then(|end| end.ending.values);
+                webhooks::enqueue(db, row.run_id, url, values).await?
+            }
+            None => false,
+        };
+        ended.push((row.run_id, Ended { promoted: row.promoted, told }));
     }
-    let told = match &row.webhook {
-        Some(url) => webhooks::enqueue(db, run, url, ending.values).await?,
-        None => false,
-    };
-    Ok(Some(Ended { promoted: row.promoted, told }))
+    Ok(ended)
 }
 
 /// Stores a run that starts when a question on an idle thread expires. The caller holds the thread's lock.
@@ -566,7 +663,7 @@ pub async fn updated(
 }
 
 /// Deletes what a run wrote on a thread: its checkpoints, and the branch pointer goes back with them. What waited
-/// where the run began waits again.
+/// where the run began waits again. The thread's generation grows: what later runs do has other idempotency keys.
 ///
 /// The caller holds the thread's lock and the run has ended.
 pub async fn roll_back(
@@ -594,7 +691,7 @@ pub async fn roll_back(
     .fetch_optional(&mut *db)
     .await?;
     sqlx::query!(
-        "update threads set branch = coalesce(
+        "update threads set generation = generation + 1, branch = coalesce(
            (select max(branch) from checkpoints where thread_id = $1 and namespace = ''), 0) where thread_id = $1",
         thread as ThreadId,
     )

@@ -72,6 +72,7 @@ pub(super) async fn enqueue(
         seq: -1,
         branch: 0,
         webhook: None,
+        granted: None,
     };
     runs::insert(db, &run).await?;
     Ok(true)

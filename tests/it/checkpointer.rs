@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicI64;
+use std::sync::atomic::{AtomicBool, AtomicI64};
 use std::time::Duration;
 
 use cynai::graph::channel::{State, Write};
@@ -113,6 +113,7 @@ impl Backend for Database {
                 root_seq: AtomicI64::new(root_seq),
                 streamed: false,
                 shown: Shown::default(),
+                ended: AtomicBool::new(false),
             });
             grant
         }
@@ -217,6 +218,7 @@ fn commit(namespace: &str, planned: i64) -> Commit {
         settles: false,
         stream: Vec::new(),
         effects: Vec::new(),
+        end: None,
     }
 }
 

@@ -55,7 +55,7 @@ struct Scenario {
 
 // The leases are long: a run that is free again soon was freed by the restart.
 const EVERYTHING: Scenario =
-    Scenario { graph: "crash", flags: &["--no-local-worker", "--lease", "60s"], transactions: 40 };
+    Scenario { graph: "crash", flags: &["--no-local-worker", "--lease", "60s"], transactions: 36 };
 const WITH_JOBS: Scenario =
     Scenario { graph: "crash-jobs", flags: &["--lease", "60s"], transactions: 12 };
 

@@ -24,6 +24,10 @@ pub struct Activation<'a> {
     pub thread_id: ThreadId,
     /// The fence that everything done for it must name.
     pub fence: i64,
+    /// How many runs of the thread were rolled back.
+    pub generation: i32,
+    /// The key under which this attempt was sent before, when nobody knows what came of it.
+    pub sent_key: Option<String>,
     /// The namespace, empty for the root.
     pub namespace: &'a str,
     /// The checkpoint that planned it.
@@ -261,10 +265,14 @@ impl Activation<'_> {
     }
 
     /// Names this attempt to the world: the same for each time that it is sent, another one after a recorded
-    /// failure.
+    /// failure, and after a run of the thread was rolled back.
     #[must_use]
     pub fn idempotency_key(&self) -> String {
-        format!("{}-{}", self.task.id, self.attempt)
+        match (&self.sent_key, self.generation) {
+            (Some(key), _) => key.clone(),
+            (None, 0) => format!("{}-{}", self.task.id, self.attempt),
+            (None, generation) => format!("{}-{}-{generation}", self.task.id, self.attempt),
+        }
     }
 
     /// The state as the superstep began, by channel name.

@@ -83,6 +83,8 @@ impl Run {
             namespace: &call.path,
             planned: call.planned,
             fence: self.fence,
+            generation: self.generation,
+            sent_key: key_sent_before(call.previous.as_ref(), call.attempt),
             task: &task,
             attempt: call.attempt,
             sends: 1,
@@ -188,7 +190,8 @@ impl Run {
             waits: vec![row],
             settles: false,
             stream: Vec::new(),
-            effects: vec![effect::intended(task, spec, call.attempt, intent)],
+            effects: vec![effect::intended(activation, intent)],
+            end: None,
         };
         self.checkpointer.commit(commit).await?;
         Ok(Begin::Go(sent))
@@ -263,6 +266,20 @@ fn count_of(previous: Option<&StoredWait>, key: &str) -> u32 {
 /// What was sent by the attempt that is under way, for people.
 fn sent_before(previous: Option<&StoredWait>) -> Value {
     data_of(previous).and_then(|mut data| Some(data.get_mut("sent")?.take())).unwrap_or_default()
+}
+
+/// The key of an attempt whose outcome nobody knows, when it is to be sent again.
+fn key_sent_before(previous: Option<&StoredWait>, attempt: u32) -> Option<String> {
+    let previous = previous.filter(|wait| wait.attempt == attempt)?;
+    let path = match previous.kind {
+        WaitKind::Attempt if !previous.settled => "/sent/idempotency_key",
+        WaitKind::Interrupt => {
+            decided(Some(previous))?;
+            "/value/sent/idempotency_key"
+        }
+        _ => return None,
+    };
+    Some(data_of(Some(previous))?.pointer(path)?.as_str()?.to_owned())
 }
 
 /// What the node's own code had waited for: what is stored, without the engine's rows around it.

@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use super::super::checkpoint::{EffectChange, EffectRow, EffectStatus};
 use super::super::model::{Effect, Node as NodeSpec, OnUnknown};
 use super::super::step::Task;
-use super::activation::{NodeError, Outcome, Question};
+use super::activation::{Activation, NodeError, Outcome, Question};
 
 /// The most of a request that is kept for people, in bytes of JSON.
 const MAX_REQUEST: usize = 16 << 10;
@@ -80,13 +80,14 @@ impl Sent {
 }
 
 /// The row of an intent.
-pub(super) fn intended(task: &Task, node: &NodeSpec, attempt: u32, intent: &Intent) -> EffectRow {
+pub(super) fn intended(activation: &Activation<'_>, intent: &Intent) -> EffectRow {
     let (request, _) = clipped(&intent.request, MAX_REQUEST);
     EffectRow {
-        task: task.id,
-        attempt,
+        task: activation.task.id,
+        attempt: activation.attempt,
         change: EffectChange::Intent {
-            node: node.name.clone(),
+            key: activation.idempotency_key(),
+            node: activation.node.name.clone(),
             kind: intent.kind,
             target: intent.target.clone(),
             effect: intent.effect,

@@ -97,6 +97,8 @@ pub struct Run {
     pub thread_id: ThreadId,
     /// The fence of the grant that it is moved under.
     pub fence: i64,
+    /// How many runs of the thread were rolled back: what they did had keys of its own.
+    pub generation: i32,
     /// What expressions see beside the state.
     pub ambient: Ambient,
     /// Where it is stored.
@@ -290,6 +292,7 @@ impl Run {
     /// # Errors
     /// The store failed or the run belongs to somebody else; the run is then as it was last stored.
     pub async fn advance(&self, mut root: Namespace) -> Result<Exit, ExecError> {
+        root.call = self.run_id.to_string();
         self.drive(&mut root).await
     }
 }

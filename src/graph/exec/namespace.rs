@@ -41,6 +41,9 @@ pub struct Namespace {
     pub tasks: HashMap<TaskId, Restored>,
     /// Whether the superstep to come may have been begun before: by a process that died, or before a wait.
     pub begun: bool,
+    /// Which call of its graph this is: the run, and the attempt of each calling activation on the way down. Empty
+    /// until it is driven.
+    pub call: String,
 }
 
 /// Puts a namespace together from what is stored.
@@ -70,6 +73,7 @@ pub async fn restore(
         next,
         tasks,
         begun: true,
+        call: String::new(),
     }))
 }
 
@@ -181,6 +185,7 @@ impl Run {
                 settles: false,
                 stream: Vec::new(),
                 effects: Vec::new(),
+                end: None,
             })
             .await?;
         Ok(Ok(Namespace {
@@ -193,6 +198,7 @@ impl Run {
             next,
             tasks: HashMap::new(),
             begun: false,
+            call: String::new(),
         }))
     }
 }

@@ -20,6 +20,9 @@ pub(super) struct Call {
     pub(super) path: String,
     pub(super) planned: step::Position,
     pub(super) begun: bool,
+    /// Which call of the calling graph this is part of, and the attempt.
+    pub(super) call: String,
+    pub(super) attempt: u32,
 }
 
 impl Run {
@@ -50,7 +53,10 @@ impl Run {
             .open_subgraph(path, called, call.planned.branch, call.planned, state, call.begun)
             .await?
         {
-            Ok(mut ns) => self.drive(&mut ns).await,
+            Ok(mut ns) => {
+                ns.call = format!("{}/{}", call.call, call.attempt);
+                self.drive(&mut ns).await
+            }
             Err(failure) => Ok(Exit::Failed(failure)),
         }
     }
@@ -67,6 +73,8 @@ impl Run {
             run_id: self.run_id,
             thread_id: self.thread_id,
             fence: self.fence,
+            generation: self.generation,
+            sent_key: None,
             namespace: &call.path,
             planned: call.planned,
             task,

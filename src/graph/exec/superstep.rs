@@ -18,8 +18,8 @@ use serde_json::{Value, json};
 
 use super::super::channel::{State, Write};
 use super::super::checkpoint::{
-    CheckpointError, Commit, Due, EffectRow, Restored, Source, StoredWait, StreamRow, WaitKind,
-    WaitRow, encode,
+    CheckpointError, Commit, Due, EffectRow, Restored, RunEnd, Source, StoredWait, StreamRow,
+    WaitKind, WaitRow, encode,
 };
 use super::super::model::{Effect, Graph, Node as NodeSpec, NodeIndex, NodeKind};
 use super::super::step::{self, Failure, Finished, Planned, Task};
@@ -99,6 +99,8 @@ pub(super) struct Work<'r> {
     pub(super) graph: Arc<Graph>,
     pub(super) state: Arc<State>,
     path: String,
+    /// See [`Namespace::call`].
+    call: String,
     planned_at: step::Position,
     begun: bool,
     plan: Vec<Planned>,
@@ -179,6 +181,11 @@ impl Run {
             &applied.next,
             false,
         );
+        // The run ends in the commit of its last superstep: one sync of the disk less.
+        let end = (ns.path.is_empty() && applied.next.is_empty()).then(|| RunEnd {
+            values: state.to_json(&ns.graph).to_string().into_bytes(),
+            result: state.output(&ns.graph).to_string().into_bytes(),
+        });
         self.checkpointer
             .commit(Commit {
                 namespace: ns.path.clone(),
@@ -189,6 +196,7 @@ impl Run {
                 settles,
                 stream: std::mem::take(stream),
                 effects,
+                end,
             })
             .await?;
         ns.state = Arc::new(state);
@@ -339,6 +347,7 @@ impl<'r> Work<'r> {
             graph: Arc::clone(&ns.graph),
             state: Arc::clone(&ns.state),
             path: ns.path.clone(),
+            call: ns.call.clone(),
             planned_at: ns.position,
             begun: ns.begun,
             plan,
@@ -467,6 +476,12 @@ impl<'r> Work<'r> {
     fn start_one(&mut self, at: usize) -> Result<(), ExecError> {
         let graph = Arc::clone(&self.graph);
         let node = graph.node(self.slots[at].task.node);
+        if let Some(failure) = self.failed_before(at) {
+            let slot = &mut self.slots[at];
+            slot.saved = true;
+            slot.status = Status::Done(TaskRecord { f: Some(failure), ..TaskRecord::default() });
+            return Ok(());
+        }
         if let Some(previous) = &self.slots[at].previous
             && still_waits(previous)
         {
@@ -489,6 +504,8 @@ impl<'r> Work<'r> {
                 path: self.path.clone(),
                 begun: self.begun,
                 planned: self.planned_at,
+                call: self.call.clone(),
+                attempt,
             };
             self.futures.push(self.run.call(call, task).boxed());
             return Ok(());
@@ -511,6 +528,13 @@ impl<'r> Work<'r> {
         Ok(())
     }
 
+    /// The failure with which this very call ended before its process died: it is over, and makes no attempt more.
+    fn failed_before(&self, at: usize) -> Option<Failure> {
+        let wait = self.slots[at].previous.as_ref().filter(|wait| wait.kind == WaitKind::Retry)?;
+        let over: Over = serde_json::from_slice(wait.data.as_deref()?).ok()?;
+        (over.failed_in == self.call).then_some(over.failure)
+    }
+
     /// The kinds that need no code from outside are run here and now.
     fn run_control(&self, at: usize, node: &NodeSpec) -> Option<Result<Outcome, NodeError>> {
         let slot = &self.slots[at];
@@ -518,6 +542,8 @@ impl<'r> Work<'r> {
             run_id: self.run.run_id,
             thread_id: self.run.thread_id,
             fence: self.run.fence,
+            generation: self.run.generation,
+            sent_key: None,
             namespace: &self.path,
             planned: self.planned_at,
             task: &slot.task,
@@ -625,11 +651,12 @@ impl<'r> Work<'r> {
                 continue;
             }
             let Status::Done(record) = &slot.status else { continue };
-            if record.f.is_some() && self.graph.node(slot.task.node).on_error.is_none() {
+            let node = self.graph.node(slot.task.node);
+            if let (Some(failure), None) = (&record.f, node.on_error) {
                 // The run fails with it: what is stored is that a later run makes another attempt.
-                let node = self.graph.node(slot.task.node);
                 if node.kind.is_outside() {
-                    waits.push(next_attempt(slot, &node.name));
+                    let over = Over { failed_in: self.call.clone(), failure: failure.clone() };
+                    waits.push(next_attempt(slot, &node.name, &over));
                 }
                 continue;
             }
@@ -650,6 +677,7 @@ impl<'r> Work<'r> {
             settles: false,
             stream: std::mem::take(&mut self.stream),
             effects,
+            end: None,
         })
     }
 
@@ -682,8 +710,16 @@ impl<'r> Work<'r> {
     }
 }
 
+/// What a failure that nothing handles leaves with the number of the next attempt.
+#[derive(Serialize, Deserialize)]
+struct Over {
+    /// The call of the graph that failed with it; only another one makes the attempt.
+    failed_in: String,
+    failure: Failure,
+}
+
 /// A wait that is over already: it only says which attempt comes next.
-fn next_attempt(slot: &Slot, node: &str) -> WaitRow {
+fn next_attempt(slot: &Slot, node: &str, over: &Over) -> WaitRow {
     WaitRow {
         task: slot.task.id,
         node: node.to_owned(),
@@ -691,7 +727,7 @@ fn next_attempt(slot: &Slot, node: &str) -> WaitRow {
         attempt: slot.attempt.saturating_add(1),
         due: Some(Due::After(Duration::ZERO)),
         name: None,
-        data: None,
+        data: serde_json::to_vec(over).ok(),
         answer: None,
         round: slot.next_round(),
     }

@@ -83,7 +83,7 @@ pub(super) struct StreamColumns {
     pub(super) data: Vec<Vec<u8>>,
 }
 
-/// Of an outcome, `node` and what follows it up to `request` is empty.
+/// Of an outcome, `key` and what follows it up to `request` is empty.
 #[derive(Default)]
 pub(super) struct EffectColumns {
     pub(super) request: Vec<i32>,
@@ -93,6 +93,7 @@ pub(super) struct EffectColumns {
     pub(super) task: Vec<uuid::Uuid>,
     pub(super) attempt: Vec<i32>,
     pub(super) status: Vec<String>,
+    pub(super) key: Vec<Option<String>>,
     pub(super) node: Vec<Option<String>>,
     pub(super) kind: Vec<Option<String>>,
     pub(super) target: Vec<Option<String>>,
@@ -103,7 +104,7 @@ pub(super) struct EffectColumns {
 }
 
 impl Columns {
-    pub(super) fn of(requests: &[Request]) -> Self {
+    pub(super) fn of(requests: &[&Request]) -> Self {
         let mut columns = Self::default();
         for (number, request) in (0_i32..).zip(requests) {
             columns.push(number, request);
@@ -173,7 +174,8 @@ impl Columns {
             to.task.push(row.task.0);
             to.attempt.push(i32::try_from(row.attempt).unwrap_or(i32::MAX));
             match &row.change {
-                EffectChange::Intent { node, kind, target, effect, request_hash, request } => {
+                EffectChange::Intent { key, node, kind, target, effect, request_hash, request } => {
+                    to.key.push(Some(key.clone()));
                     to.status.push(EffectStatus::Intent.as_str().to_owned());
                     to.node.push(Some(node.clone()));
                     to.kind.push(Some((*kind).to_owned()));
@@ -184,6 +186,7 @@ impl Columns {
                 }
                 EffectChange::Outcome { status, outcome } => {
                     to.status.push(status.as_str().to_owned());
+                    to.key.push(None);
                     to.node.push(None);
                     to.kind.push(None);
                     to.target.push(None);

@@ -4,7 +4,7 @@
 
 use std::collections::HashSet;
 
-use sqlx::PgPool;
+use sqlx::PgConnection;
 
 use super::Request;
 use super::columns::Columns;
@@ -13,9 +13,19 @@ use crate::store::StoreError;
 
 /// Whether [`execute`] can write `request`.
 pub(super) fn fits(request: &Request) -> bool {
-    let Commit { namespace: _, planned: _, checkpoint, writes, waits, settles, stream: _, effects } =
-        &*request.commit;
+    let Commit {
+        namespace: _,
+        planned: _,
+        checkpoint,
+        writes,
+        waits,
+        settles,
+        stream: _,
+        effects,
+        end,
+    } = &*request.commit;
     checkpoint.is_none()
+        && end.is_none()
         && writes.is_empty()
         && !settles
         // A wait for an event takes one that has come before it.
@@ -28,20 +38,20 @@ pub(super) fn fits(request: &Request) -> bool {
 /// # Errors
 /// The database's; nothing is written then.
 pub(super) async fn execute(
-    pool: &PgPool,
-    requests: &[Request],
+    db: &mut PgConnection,
+    requests: &[&Request],
 ) -> Result<HashSet<usize>, StoreError> {
     let c = Columns::of(requests);
     let passed = if c.waits.request.is_empty() && c.effects.request.is_empty() {
-        streamed(pool, &c).await?
+        streamed(db, &c).await?
     } else {
-        intended(pool, &c).await?
+        intended(db, &c).await?
     };
     Ok(passed.into_iter().filter_map(|number| usize::try_from(number).ok()).collect())
 }
 
 /// Rows of streams only.
-async fn streamed(pool: &PgPool, c: &Columns) -> Result<Vec<i32>, sqlx::Error> {
+async fn streamed(db: &mut PgConnection, c: &Columns) -> Result<Vec<i32>, sqlx::Error> {
     sqlx::query_scalar!(
         r#"with gate as materialized (
              select (b.number - 1)::int as request, b.run_id, h.claims
@@ -68,13 +78,13 @@ async fn streamed(pool: &PgPool, c: &Columns) -> Result<Vec<i32>, sqlx::Error> {
         &c.stream.namespace,
         &c.stream.data,
     )
-    .fetch_all(pool)
+    .fetch_all(db)
     .await
 }
 
 /// Rows of streams, waits and intents.
 #[expect(clippy::too_many_lines, reason = "one statement and its columns")]
-async fn intended(pool: &PgPool, c: &Columns) -> Result<Vec<i32>, sqlx::Error> {
+async fn intended(db: &mut PgConnection, c: &Columns) -> Result<Vec<i32>, sqlx::Error> {
     sqlx::query_scalar!(
         r#"with gate as materialized (
              select (b.number - 1)::int as request, b.run_id, b.thread_id, h.claims
@@ -107,16 +117,16 @@ async fn intended(pool: &PgPool, c: &Columns) -> Result<Vec<i32>, sqlx::Error> {
              on conflict do nothing),
            intended as (
              insert into effects (thread_id, task_id, attempt, run_id, namespace, branch, seq, node, kind, target, effect,
-                                  status, sends, started_at, request_hash, request)
+                                  status, sends, started_at, request_hash, request, idempotency_key)
              select g.thread_id, e.task_id, e.attempt, g.run_id, e.namespace, e.branch, e.seq, e.node, e.kind, e.target,
-                    e.effect, e.status, 1, cynai_now(), e.hash, e.body
+                    e.effect, e.status, 1, cynai_now(), e.hash, e.body, e.key
                from unnest($25::int[], $26::text[], $27::int[], $28::bigint[], $29::uuid[], $30::int[], $31::text[],
-                           $32::text[], $33::text[], $34::text[], $35::text[], $36::bytea[], $37::bytea[])
-                 as e (request, namespace, branch, seq, task_id, attempt, status, node, kind, target, effect, hash, body)
+                           $32::text[], $33::text[], $34::text[], $35::text[], $36::bytea[], $37::bytea[], $38::text[])
+                 as e (request, namespace, branch, seq, task_id, attempt, status, node, kind, target, effect, hash, body, key)
                join gate g using (request)
              on conflict (thread_id, task_id, attempt) do update
                 set run_id = excluded.run_id, status = excluded.status, sends = effects.sends + 1, ended_at = null,
-                    outcome = null)
+                    outcome = null, idempotency_key = excluded.idempotency_key)
            select request as "request!" from gate"#,
         &c.runs,
         &c.fences,
@@ -155,7 +165,8 @@ async fn intended(pool: &PgPool, c: &Columns) -> Result<Vec<i32>, sqlx::Error> {
         &c.effects.effect as &[Option<String>],
         &c.effects.hash as &[Option<Vec<u8>>],
         &c.effects.body,
+        &c.effects.key as &[Option<String>],
     )
-    .fetch_all(pool)
+    .fetch_all(db)
     .await
 }

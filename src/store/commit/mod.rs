@@ -16,14 +16,14 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool};
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
 use self::columns::Columns;
-use super::StoreError;
-use super::crash;
-use crate::graph::checkpoint::{Commit, EffectChange};
+use super::runs::{self, Ending, ToEnd};
+use super::{StoreError, crash, transaction};
+use crate::graph::checkpoint::{Commit, EffectChange, RunEnd};
 use crate::ids::{RunId, ThreadId};
 
 /// Connections that a committer can use at once.
@@ -138,11 +138,36 @@ struct State {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
     /// It is written.
-    Passed,
+    Passed(Committed),
     /// The gate left it out, or the outcome is unknown: look and try again.
     Unsure,
     /// The statement failed as a whole: try it alone.
     Alone,
+}
+
+/// What statements wrote, by the places of the requests.
+#[derive(Debug, Default)]
+struct Written {
+    passed: HashSet<usize>,
+    /// Of those, the ones whose run's end made another run claimable.
+    queued: HashSet<usize>,
+}
+
+impl Written {
+    fn verdict(&self, number: usize) -> Verdict {
+        if self.passed.contains(&number) {
+            Verdict::Passed(Committed { queues: self.queued.contains(&number) })
+        } else {
+            Verdict::Unsure
+        }
+    }
+}
+
+/// A commit that was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Committed {
+    /// Whether the end of the run, which was in it, may have made another run claimable.
+    pub queues: bool,
 }
 
 /// How many commits went out in how many statements.
@@ -172,7 +197,7 @@ impl Committer {
     ///
     /// # Errors
     /// [`CommitError::Fenced`] when the run has moved on without this process.
-    pub async fn commit(&self, request: Request) -> Result<(), CommitError> {
+    pub async fn commit(&self, request: Request) -> Result<Committed, CommitError> {
         let mut pause = RETRY_FIRST;
         let mut waited = Duration::ZERO;
         let mut alone = false;
@@ -180,11 +205,10 @@ impl Committer {
             let verdict = if alone {
                 alone = false;
                 match execute(&self.0.pool, std::slice::from_ref(&request)).await {
-                    Ok(passed) if passed.contains(&0) => {
-                        self.0.count(1);
-                        Verdict::Passed
+                    Ok(written) => {
+                        self.0.count(written.passed.len());
+                        written.verdict(0)
                     }
-                    Ok(_) => Verdict::Unsure,
                     // Alone, its failure is its own.
                     Err(err) if !err.is_unavailable() => return Err(err.into()),
                     Err(_) => Verdict::Unsure,
@@ -193,10 +217,13 @@ impl Committer {
                 self.0.offer(request.clone()).await
             };
             match verdict {
-                Verdict::Passed => return Ok(()),
+                Verdict::Passed(committed) => return Ok(committed),
                 Verdict::Alone => alone = true,
                 Verdict::Unsure => match self.look(&request).await {
-                    Ok(Look::Written) => return Ok(()),
+                    // An answer that was lost does not tell what the end led to: whoever looks for nothing finds nothing.
+                    Ok(Look::Written) => {
+                        return Ok(Committed { queues: request.commit.end.is_some() });
+                    }
                     Ok(Look::Fenced) => return Err(CommitError::Fenced),
                     Ok(Look::Locked) => {}
                     Err(err) if waited >= RETRY_FOR || !err.is_unavailable() => {
@@ -224,7 +251,11 @@ impl Committer {
         let Some(head) =
             head.filter(|head| head.fence == request.fence && head.status == "running")
         else {
-            return Ok(Look::Fenced);
+            return if request.commit.end.is_some() {
+                self.look_for_end(request).await
+            } else {
+                Ok(Look::Fenced)
+            };
         };
         let advances = request.next_root_seq() != request.root_seq;
         if advances && head.seq == request.next_root_seq() {
@@ -232,6 +263,17 @@ impl Committer {
         }
         // Rows below the root are written with "on conflict do nothing": doing them again is harmless.
         Ok(if head.seq == request.root_seq { Look::Locked } else { Look::Fenced })
+    }
+
+    /// A run without a head has ended: as this commit said, or by somebody else.
+    async fn look_for_end(&self, request: &Request) -> Result<Look, StoreError> {
+        let ended = sqlx::query_scalar!(
+            "select 1 as one from runs where run_id = $1 and status = 'success'",
+            request.run_id as RunId
+        )
+        .fetch_optional(&self.0.pool)
+        .await?;
+        Ok(if ended.is_some() { Look::Written } else { Look::Fenced })
     }
 }
 
@@ -315,14 +357,9 @@ impl Inner {
 
     async fn write(&self, requests: &[Request]) -> Vec<Verdict> {
         let result = execute(&self.pool, requests).await;
+        let passed = result.as_ref().map_or(0, |written| written.passed.len());
         let verdicts: Vec<Verdict> = match &result {
-            Ok(passed) => (0..requests.len())
-                .map(
-                    |number| {
-                        if passed.contains(&number) { Verdict::Passed } else { Verdict::Unsure }
-                    },
-                )
-                .collect(),
+            Ok(written) => (0..requests.len()).map(|number| written.verdict(number)).collect(),
             Err(err) => {
                 let verdict = if err.is_unavailable() { Verdict::Unsure } else { Verdict::Alone };
                 tracing::warn!(
@@ -333,7 +370,6 @@ impl Inner {
                 vec![verdict; requests.len()]
             }
         };
-        let passed = verdicts.iter().filter(|verdict| **verdict == Verdict::Passed).count();
         self.count(passed);
         verdicts
     }
@@ -373,21 +409,79 @@ impl Drop for Leading {
     }
 }
 
-/// Answers which of `requests` passed the gate, by their positions.
-async fn execute(pool: &PgPool, requests: &[Request]) -> Result<HashSet<usize>, StoreError> {
-    crash::before("commit");
-    let passed = match requests {
-        [one] if one.is_plain() => execute_one(pool, one).await?,
-        many if many.iter().all(Request::is_plain) => execute_plain(pool, many).await?,
-        many if many.iter().all(light::fits) => light::execute(pool, many).await?,
-        many => execute_full(pool, many).await?,
-    };
-    crash::after("commit");
-    Ok(passed)
+/// Writes `requests`: each of them whole or not at all.
+async fn execute(pool: &PgPool, requests: &[Request]) -> Result<Written, StoreError> {
+    if requests.iter().any(|request| request.commit.end.is_some()) {
+        return execute_ending(pool, requests).await;
+    }
+    let mut db = pool.acquire().await?;
+    let requests: Vec<&Request> = requests.iter().collect();
+    let passed = crash::around("commit", execute_rows(&mut db, &requests)).await?;
+    Ok(Written { passed, queued: HashSet::new() })
+}
+
+/// Writes `requests` of which some are the last of their runs, which end in the same transaction.
+///
+/// The threads are locked first, as everywhere. One that somebody else holds is not waited for: the others would
+/// wait as well. Its commit is left out, and tried again.
+async fn execute_ending(pool: &PgPool, requests: &[Request]) -> Result<Written, StoreError> {
+    let mut tx = transaction::begin(pool).await?;
+    let ending = requests.iter().filter(|request| request.commit.end.is_some());
+    let threads: Vec<ThreadId> = ending.map(|request| request.thread_id).collect();
+    let locked = runs::lock_free_threads(&mut tx, &threads).await?;
+    let (numbers, free): (Vec<usize>, Vec<&Request>) = requests
+        .iter()
+        .enumerate()
+        .filter(|(_, one)| one.commit.end.is_none() || locked.contains(&one.thread_id))
+        .unzip();
+    let passed = execute_rows(&mut tx, &free).await?;
+    let endings: Vec<(usize, Ending<'_>)> = passed
+        .iter()
+        .filter_map(|at| {
+            let RunEnd { values, result } = free[*at].commit.end.as_ref()?;
+            Some((*at, Ending::done(values, result)))
+        })
+        .collect();
+    let to_end: Vec<ToEnd<'_>> = endings
+        .iter()
+        .map(|(at, ending)| ToEnd {
+            thread: free[*at].thread_id,
+            run: free[*at].run_id,
+            fence: Some(free[*at].fence),
+            ending,
+        })
+        .collect();
+    let ended =
+        if to_end.is_empty() { Vec::new() } else { runs::finish_all(&mut tx, &to_end).await? };
+    crash::commit(tx, "end").await?;
+    let queueing: HashSet<RunId> =
+        ended.into_iter().filter(|(_, ended)| ended.queues()).map(|(run, _)| run).collect();
+    let queued = passed.iter().filter(|at| queueing.contains(&free[**at].run_id));
+    Ok(Written {
+        queued: queued.map(|at| numbers[*at]).collect(),
+        passed: passed.iter().map(|at| numbers[*at]).collect(),
+    })
+}
+
+/// Answers which of `requests` passed the gate, by their places.
+async fn execute_rows(
+    db: &mut PgConnection,
+    requests: &[&Request],
+) -> Result<HashSet<usize>, StoreError> {
+    match requests {
+        [] => Ok(HashSet::new()),
+        [one] if one.is_plain() => execute_one(db, one).await,
+        many if many.iter().all(|request| request.is_plain()) => execute_plain(db, many).await,
+        many if many.iter().all(|request| light::fits(request)) => light::execute(db, many).await,
+        many => execute_full(db, many).await,
+    }
 }
 
 /// One root checkpoint of one run.
-async fn execute_one(pool: &PgPool, request: &Request) -> Result<HashSet<usize>, StoreError> {
+async fn execute_one(
+    db: &mut PgConnection,
+    request: &Request,
+) -> Result<HashSet<usize>, StoreError> {
     let Some(row) = &request.commit.checkpoint else { return Ok(HashSet::new()) };
     let result = sqlx::query!(
         "with gate as materialized (
@@ -407,7 +501,7 @@ async fn execute_one(pool: &PgPool, request: &Request) -> Result<HashSet<usize>,
         row.changed,
         row.keyframe,
     )
-    .execute(pool)
+    .execute(db)
     .await?;
     Ok(if result.rows_affected() == 1 { HashSet::from([0]) } else { HashSet::new() })
 }
@@ -416,7 +510,10 @@ async fn execute_one(pool: &PgPool, request: &Request) -> Result<HashSet<usize>,
 ///
 /// What the gate joins is narrow, since locking copies every row of the join; the wide columns are taken from
 /// their arrays by place, which costs less than a second join (15 % of the statement with 26 runs).
-async fn execute_plain(pool: &PgPool, requests: &[Request]) -> Result<HashSet<usize>, StoreError> {
+async fn execute_plain(
+    db: &mut PgConnection,
+    requests: &[&Request],
+) -> Result<HashSet<usize>, StoreError> {
     let rows = || {
         requests
             .iter()
@@ -449,7 +546,7 @@ async fn execute_plain(pool: &PgPool, requests: &[Request]) -> Result<HashSet<us
         &rows().map(|(_, row)| row.changed.clone()).collect::<Vec<_>>(),
         &rows().map(|(_, row)| row.keyframe.clone()).collect::<Vec<_>>() as &[Option<Vec<u8>>],
     )
-    .fetch_all(pool)
+    .fetch_all(db)
     .await?;
     Ok(passed.into_iter().filter_map(|number| usize::try_from(number).ok()).collect())
 }
@@ -459,7 +556,10 @@ async fn execute_plain(pool: &PgPool, requests: &[Request]) -> Result<HashSet<us
 /// An event that a wait names may have come before the wait: it is taken from `events` in the same
 /// statement. A sender of events locks the head first, so the two cannot pass each other.
 #[expect(clippy::too_many_lines, reason = "one statement and its columns")]
-async fn execute_full(pool: &PgPool, requests: &[Request]) -> Result<HashSet<usize>, StoreError> {
+async fn execute_full(
+    db: &mut PgConnection,
+    requests: &[&Request],
+) -> Result<HashSet<usize>, StoreError> {
     let c = Columns::of(requests);
     let passed = sqlx::query_scalar!(
         r#"with b as (
@@ -554,18 +654,19 @@ async fn execute_full(pool: &PgPool, requests: &[Request]) -> Result<HashSet<usi
            e as (
              select g.run_id, g.thread_id, e.*
                from unnest($49::int[], $50::text[], $51::int[], $52::bigint[], $53::uuid[], $54::int[], $55::text[],
-                           $56::text[], $57::text[], $58::text[], $59::text[], $60::bytea[], $61::bytea[])
-                 as e (request, namespace, branch, seq, task_id, attempt, status, node, kind, target, effect, hash, body)
+                           $56::text[], $57::text[], $58::text[], $59::text[], $60::bytea[], $61::bytea[], $62::text[])
+                 as e (request, namespace, branch, seq, task_id, attempt, status, node, kind, target, effect, hash, body,
+                       key)
                join gate g using (request)),
            intended as (
              insert into effects (thread_id, task_id, attempt, run_id, namespace, branch, seq, node, kind, target, effect,
-                                  status, sends, started_at, request_hash, request)
+                                  status, sends, started_at, request_hash, request, idempotency_key)
              select thread_id, task_id, attempt, run_id, namespace, branch, seq, node, kind, target, effect,
-                    status, 1, cynai_now(), hash, body
+                    status, 1, cynai_now(), hash, body, key
                from e where node is not null
              on conflict (thread_id, task_id, attempt) do update
                 set run_id = excluded.run_id, status = excluded.status, sends = effects.sends + 1, ended_at = null,
-                    outcome = null),
+                    outcome = null, idempotency_key = excluded.idempotency_key),
            came_of as (
              update effects f set status = e.status, outcome = e.body, ended_at = cynai_now()
                from e where e.node is null and f.thread_id = e.thread_id and f.task_id = e.task_id
@@ -632,8 +733,9 @@ async fn execute_full(pool: &PgPool, requests: &[Request]) -> Result<HashSet<usi
         &c.effects.effect as &[Option<String>],
         &c.effects.hash as &[Option<Vec<u8>>],
         &c.effects.body,
+        &c.effects.key as &[Option<String>],
     )
-    .fetch_all(pool)
+    .fetch_all(db)
     .await?;
     Ok(passed.into_iter().filter_map(|number| usize::try_from(number).ok()).collect())
 }

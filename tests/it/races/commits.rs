@@ -4,13 +4,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use cynai::graph::checkpoint::{CheckpointRow, Commit, Source, WaitKind, WaitRow};
+use cynai::graph::checkpoint::{
+    CheckpointRow, Commit, EffectChange, EffectRow, EffectStatus, RunEnd, Source, WaitKind, WaitRow,
+};
+use cynai::graph::model::Effect;
 use cynai::graph::step::Position;
 use cynai::ids::{InstanceId, TaskId, ThreadId};
-use cynai::services::api::RunStatus;
-use cynai::store::commit::{CommitError, Committer, Request};
-use cynai::store::connect;
+use cynai::services::api::{CancelAction, RunKey, RunStatus};
+use cynai::store::commit::{CommitError, Committed, Committer, Request};
 use cynai::store::queue::{self, Grant};
+use cynai::store::{connect, runs};
 use serde_json::{Value, json};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection, PgPool};
@@ -61,6 +64,7 @@ fn superstep(grant: &Grant, next: &str) -> Request {
             settles: false,
             stream: Vec::new(),
             effects: Vec::new(),
+            end: None,
         }),
     }
 }
@@ -90,7 +94,7 @@ fn event(name: &str) -> WaitRow {
 async fn as_one_batch(
     system: &System,
     requests: Vec<Request>,
-) -> (Vec<Result<(), CommitError>>, u64) {
+) -> (Vec<Result<Committed, CommitError>>, u64) {
     let committer = Committer::new(system.pool.clone());
     let mut lock = system.pool.begin().await.unwrap();
     for request in &requests[..2] {
@@ -110,7 +114,7 @@ async fn as_one_batch(
     (results, committer.stats().statements)
 }
 
-fn fenced(result: &Result<(), CommitError>) -> bool {
+fn fenced<T>(result: &Result<T, CommitError>) -> bool {
     matches!(result, Err(CommitError::Fenced))
 }
 
@@ -337,6 +341,99 @@ async fn a_commit_whose_answer_was_lost_and_whose_run_was_lost_too_is_fenced(poo
     system.sql("delete from heads").await;
     let result = committer.commit(superstep(&grant, "step")).await;
     assert!(fenced(&result), "{result:?}");
+}
+
+fn ending(mut request: Request) -> Request {
+    let end = RunEnd { values: b"{\"n\":1}".to_vec(), result: b"{}".to_vec() };
+    request.commit = Arc::new(Commit { end: Some(end), ..(*request.commit).clone() });
+    request
+}
+
+#[sqlx::test]
+async fn a_run_ends_with_its_last_commit_and_one_whose_thread_is_held_stops_no_other(pool: PgPool) {
+    let system = System::new(pool, &[looping()]).await;
+    let grants = grants(&system, 3).await;
+    let committer = Committer::new(system.pool.clone());
+    let mut lock = system.pool.begin().await.unwrap();
+    runs::lock_thread(&mut lock, grants[1].thread_id).await.unwrap().unwrap();
+    let mut tasks = JoinSet::new();
+    for grant in [&grants[0], &grants[1]] {
+        let (committer, request) = (committer.clone(), ending(superstep(grant, "")));
+        tasks.spawn(async move { committer.commit(request).await });
+    }
+    committer.commit(superstep(&grants[2], "step")).await.unwrap();
+    tasks.join_next().await.unwrap().unwrap().unwrap();
+    let ended = "select count(*) from runs where status = 'success' and ended_at is not null";
+    assert_eq!(system.count(ended).await, 1, "the other one's thread is held");
+    assert_eq!(system.count("select count(*) from checkpoints where seq = 1").await, 2);
+    lock.rollback().await.unwrap();
+    tasks.join_next().await.unwrap().unwrap().unwrap();
+    assert_eq!(system.count(ended).await, 2);
+    let idle = "select count(*) from threads where status = 'idle' and convert_from(state_values, 'UTF8') = '{\"n\":1}'";
+    assert_eq!(system.count(idle).await, 2);
+    let late = committer.commit(superstep(&grants[0], "step")).await;
+    assert!(fenced(&late), "{late:?}");
+    system.check_tables().await;
+}
+
+#[sqlx::test]
+async fn a_last_commit_whose_answer_was_lost_ends_the_run_once(pool: PgPool) {
+    let system = System::new(pool, &[looping()]).await;
+    let grants = grants(&system, 14).await;
+    let proxy = Proxy::before(&system.pool, "").await;
+    let committer = Committer::new(connect::pool(proxy.options.clone(), 2));
+    // The transaction has a handful of answers; each of them gets lost once.
+    for (answers, grant) in (0..).zip(&grants) {
+        proxy.lose_after(answers);
+        committer.commit(ending(superstep(grant, ""))).await.unwrap();
+    }
+    assert!(proxy.lost() > 5, "{}", proxy.lost());
+    assert_eq!(system.count("select count(*) from runs where status = 'success'").await, 14);
+    assert_eq!(system.count("select count(*) from checkpoints where seq = 1").await, 14);
+    system.check_tables().await;
+}
+
+#[sqlx::test]
+async fn an_effect_that_was_under_way_when_its_run_ended_is_unknown(pool: PgPool) {
+    let system = System::new(pool, &[looping()]).await;
+    let grants = grants(&system, 2).await;
+    let committer = Committer::new(system.pool.clone());
+    for grant in &grants {
+        let intent = |task: u128, status: Option<EffectStatus>| EffectRow {
+            task: TaskId(uuid::Uuid::from_u128(task)),
+            attempt: 1,
+            change: match status {
+                None => EffectChange::Intent {
+                    key: format!("key-{task}"),
+                    node: "act".to_owned(),
+                    kind: "use",
+                    target: "act".to_owned(),
+                    effect: Effect::Effectful,
+                    request_hash: [0; 32],
+                    request: b"{}".to_vec(),
+                },
+                Some(status) => EffectChange::Outcome { status, outcome: b"1".to_vec() },
+            },
+        };
+        for effects in
+            [vec![intent(1, None), intent(2, None)], vec![intent(2, Some(EffectStatus::Done))]]
+        {
+            let mut request = superstep(grant, "step");
+            let commit = Commit { checkpoint: None, effects, ..(*request.commit).clone() };
+            request.commit = Arc::new(commit);
+            committer.commit(request).await.unwrap();
+        }
+    }
+    committer.commit(ending(superstep(&grants[0], ""))).await.unwrap();
+    let key = RunKey { thread: None, run: grants[1].run_id };
+    let cancel =
+        system.services.cancel_run(&system.actor, key, CancelAction::Interrupt, None, false);
+    cancel.await.unwrap();
+    let known = "select count(*) from effects where ended_at is not null and status = case task_id
+                   when '00000000-0000-0000-0000-000000000001' then 'unknown' else 'done' end";
+    assert_eq!(system.count(known).await, 4);
+    let why = "select count(*) from effects where convert_from(outcome, 'UTF8')::jsonb ->> 'kind' = 'abandoned'";
+    assert_eq!(system.count(why).await, 2);
 }
 
 #[sqlx::test]

@@ -1,6 +1,7 @@
 //! Leases, claims and crashes: who may move a run, and what becomes of it when nobody can tell.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -225,6 +226,42 @@ async fn a_claim_whose_answer_was_lost_comes_back(pool: PgPool) {
     system.wait(&run).await;
     assert_eq!(system.status(&run).await, RunStatus::Success);
     driver.stop().await;
+    system.check_tables().await;
+}
+
+#[sqlx::test]
+async fn a_lone_driver_with_room_holds_what_its_process_accepts_from_the_first(pool: PgPool) {
+    let system = System::new(pool, &[first_gate()]).await;
+    let config = DriverConfig { capacity: 2, ..System::driver_config() };
+    let driver = system.driver(config.clone());
+    let intake = Arc::clone(driver.driver.intake());
+    system.services.set_intake(Arc::clone(&intake));
+    let open = async || intake.is_open();
+    until("the driver takes runs in", open).await;
+    let request = || System::request("first", json!({}));
+    let mut runs = Vec::new();
+    // One on a thread of its own, one on a thread that is named, and one that finds no room.
+    for thread in [None, Some(ThreadId::new()), None] {
+        runs.push(system.services.create_run(&system.actor, thread, request()).await.unwrap());
+        system.gate.wait_for(runs.len().min(2)).await;
+    }
+    assert_eq!(system.count("select count(*) from queue").await, 1);
+    assert_eq!(
+        system.count("select sum(fence)::bigint from threads where status = 'busy'").await,
+        2
+    );
+    assert_eq!(system.count("select count(*) from heads where status = 'running'").await, 2);
+    assert!(!open().await, "somebody waits");
+    system.gate.open();
+    for run in &runs {
+        system.wait(run).await;
+        assert_eq!(system.status(run).await, RunStatus::Success);
+    }
+    until("nobody waits any more", open).await;
+    let other = system.driver(DriverConfig { instance: InstanceId::new(), ..config });
+    until("beside another driver the queue shares the work", async || !open().await).await;
+    driver.stop().await;
+    other.stop().await;
     system.check_tables().await;
 }
 

@@ -1,5 +1,7 @@
 //! Several runs, forks and updates that want one thread.
 
+use std::collections::HashSet;
+
 use cynai::ids::{RunId, ThreadId};
 use cynai::services::api::{
     CancelAction, MultitaskStrategy, RunKey, RunStatus, RunView, UpdateState,
@@ -328,6 +330,27 @@ async fn an_update_and_a_run_at_once_take_turns(pool: PgPool) {
     }
     driver.stop().await;
     system.check_tables().await;
+}
+
+#[sqlx::test]
+async fn a_run_that_takes_the_place_of_one_rolled_back_acts_under_other_keys(pool: PgPool) {
+    let system = System::new(pool, &[one("acts", json!({ "use": "effect_gate" }))]).await;
+    let driver = system.driver(System::driver_config());
+    let thread = ThreadId::new();
+    let mut keys = HashSet::new();
+    for arrived in 1..=3 {
+        system.start_with(thread, "acts", MultitaskStrategy::Rollback).await.unwrap();
+        system.gate.wait_for(arrived).await;
+        let told: Vec<(uuid::Uuid, String)> =
+            sqlx::query_as("select task_id, idempotency_key from effects")
+                .fetch_all(&system.pool)
+                .await
+                .unwrap();
+        assert_eq!(told.len(), 1, "what was rolled back is not listed");
+        keys.insert(told[0].1.clone());
+    }
+    assert_eq!(keys.len(), 3, "{keys:?}");
+    driver.stop().await;
 }
 
 #[sqlx::test]

@@ -195,15 +195,34 @@ async fn a_failed_attempt_is_recorded_and_the_next_has_another_key() {
 #[tokio::test]
 async fn an_outcome_that_nothing_tells_goes_to_a_person() {
     let (code, keys) = lost(1);
-    let world = acting(Effect::Effectful, &json!({ "retry": { "attempts": 5 } }), code);
+    let mut world = acting(Effect::Effectful, &json!({ "retry": { "attempts": 5 } }), code);
     assert!(world.waiting().await.people_only(), "it is not repeated blindly");
     let asked = world.open("act").data["value"].clone();
     assert!(asked["message"].as_str().unwrap().contains("the connection was cut"), "{asked}");
     assert_eq!(asked["sent"]["idempotency_key"], keys.lock().unwrap()[0].as_str());
+    // Another answer was rolled back in between.
+    world.generation = 1;
     world.answer("act", json!({ "action": "retry" }));
     assert_eq!(world.output().await, json!({ "log": ["done"] }));
     let keys = keys.lock().unwrap();
     assert_eq!(keys[0], keys[1], "what is sent again carries the same key");
+}
+
+#[tokio::test]
+async fn after_a_rollback_the_same_attempt_has_another_key() {
+    let mut keys = Vec::new();
+    let thread = ThreadId::new();
+    for generation in 0..3 {
+        let (code, seen) = lost(0);
+        let mut world = acting(Effect::Effectful, &json!({}), code);
+        (world.thread_id, world.generation) = (thread, generation);
+        world.output().await;
+        let sent = seen.lock().unwrap().remove(0);
+        assert!(sent.starts_with(&only(&world).task.to_string()), "{sent}");
+        keys.push(sent);
+    }
+    keys.dedup();
+    assert_eq!(keys.len(), 3, "{keys:?}");
 }
 
 #[tokio::test]

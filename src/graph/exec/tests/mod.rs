@@ -100,6 +100,7 @@ struct World {
     options: Options,
     drain: Arc<AtomicBool>,
     first_seq: i64,
+    generation: i32,
 }
 
 fn ambient() -> Ambient {
@@ -133,7 +134,13 @@ impl World {
             options: Options { max_parallel: 256, ..Options::default() },
             drain: Arc::default(),
             first_seq: 0,
+            generation: 0,
         }
+    }
+
+    /// The run has ended, and another one goes on with the thread.
+    fn another_run(&mut self) {
+        self.run_id = RunId::new();
     }
 
     /// A process takes the run and moves it until it leaves memory.
@@ -149,6 +156,7 @@ impl World {
             run_id: self.run_id,
             thread_id: self.thread_id,
             fence: 1,
+            generation: self.generation,
             cursor: Cursor::new(root.position.seq, 0),
             ambient: ambient(),
             checkpointer,
@@ -513,9 +521,63 @@ async fn a_run_that_goes_on_after_a_failure_makes_another_attempt_and_asks_nobod
         }
         Ok(Outcome::output(json!(activation.attempt)))
     });
-    let world = World::new(&[file], script, json!({}));
+    let mut world = World::new(&[file], script, json!({}));
     assert_eq!(world.failure().await.kind, "broken");
+    world.another_run();
     assert_eq!(world.output().await, json!({ "attempt": 2 }));
+}
+
+/// A graph that fails in attempt number `attempts`, as a process dies that has stored this and not the run's end: the
+/// next one comes to the same failure, and makes no attempt.
+async fn check_failed_for_good(below: bool, retry: Value, attempts: u32) {
+    let mut inner = json!({
+        "name": "inner", "state": { "log": log() },
+        "nodes": { "act": { "use": "act", "set": { "log": ["${output}"] } } },
+        "edges": ["start -> act -> end"],
+    });
+    if !retry.is_null() {
+        inner["nodes"]["act"]["retry"] = retry;
+    }
+    let outer = json!({
+        "name": "outer", "state": { "log": log() },
+        "nodes": { "call": { "graph": "inner" } },
+        "edges": ["start -> call -> end"],
+    });
+    let made = Arc::new(Mutex::new(Vec::new()));
+    let counted = Arc::clone(&made);
+    let script = Script::default().with("act", Effect::Effectful, move |activation| {
+        counted.lock().unwrap().push(activation.attempt);
+        if activation.attempt > attempts {
+            return done();
+        }
+        Err(NodeError::retryable("broken", format!("attempt {}", activation.attempt)))
+    });
+    let files = if below { vec![inner, outer] } else { vec![inner] };
+    let mut world = World::new(&files, script, json!({}));
+    let failure = loop {
+        match world.go().await {
+            Exit::Failed(failure) => break failure,
+            Exit::Waiting(_) => world.store.advance(Duration::from_secs(60)),
+            other => panic!("{other:?}"),
+        }
+    };
+    let expected: Vec<u32> = (1..=attempts).collect();
+    for _ in 0..2 {
+        assert_eq!(world.failure().await, failure);
+        assert_eq!(*made.lock().unwrap(), expected);
+    }
+    // Only the next run makes another attempt.
+    world.another_run();
+    world.output().await;
+    assert_eq!(made.lock().unwrap().last(), Some(&(attempts + 1)));
+}
+
+#[tokio::test]
+async fn a_failure_that_was_stored_is_the_run_s_end_also_for_the_next_process() {
+    for below in [false, true] {
+        check_failed_for_good(below, Value::Null, 1).await;
+        check_failed_for_good(below, json!({ "attempts": 3, "first": "1s" }), 3).await;
+    }
 }
 
 #[tokio::test]
@@ -977,9 +1039,10 @@ async fn results_of_siblings_are_stored_when_one_fails_the_run() {
             done()
         }
     });
-    let world = World::new(&[file], script, json!({}));
+    let mut world = World::new(&[file], script, json!({}));
     assert_eq!(world.failure().await.kind, "broken");
     broken.store(false, Ordering::SeqCst);
+    world.another_run();
     assert_eq!(world.output().await, json!({ "log": [0, 1, 2] }));
     assert_eq!(ran.load(Ordering::SeqCst), 4, "only what failed ran again");
 }
@@ -1094,6 +1157,7 @@ async fn the_state_is_changed_in_place() {
         run_id: world.run_id,
         thread_id: world.thread_id,
         fence: 1,
+        generation: 0,
         cursor: Cursor::new(0, 0),
         ambient: ambient(),
         checkpointer,
