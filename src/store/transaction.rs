@@ -32,6 +32,7 @@ mod tests {
     use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
     use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional};
     use tokio::net::{TcpStream, UnixListener, UnixStream};
+    use tokio::task::JoinSet;
 
     trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
     impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
@@ -46,18 +47,20 @@ mod tests {
 
     /// Listens in a directory and passes on what it hears, on the caller's thread: no answer arrives
     /// before the caller has waited for it, however fast the database is and however busy the machine.
-    fn pass_on(directory: &Path, to: PgConnectOptions) -> PgConnectOptions {
+    fn pass_on(directory: &Path, to: PgConnectOptions) -> (PgConnectOptions, JoinSet<()>) {
         let path = directory.join(format!(".s.PGSQL.{}", to.get_port()));
         let listener = UnixListener::bind(path).unwrap();
         let through = to.clone().socket(directory);
-        tokio::spawn(async move {
+        let mut passing = JoinSet::new();
+        passing.spawn(async move {
+            let mut connections = JoinSet::new();
             loop {
                 let (mut near, _) = listener.accept().await.unwrap();
                 let mut far = connect(&to).await;
-                tokio::spawn(async move { copy_bidirectional(&mut near, &mut far).await });
+                connections.spawn(async move { copy_bidirectional(&mut near, &mut far).await });
             }
         });
-        through
+        (through, passing)
     }
 
     /// Polls a future until it is ready or was pending so often, and drops it then.
@@ -78,7 +81,7 @@ mod tests {
     /// and is not committed.
     async fn lost_writes<T>(pool: &PgPool, open: impl AsyncFn(&PgPool) -> T) -> i64 {
         let directory = tempfile::tempdir().unwrap();
-        let through = pass_on(directory.path(), (*pool.connect_options()).clone());
+        let (through, _passing) = pass_on(directory.path(), (*pool.connect_options()).clone());
         let one = PgPoolOptions::new().max_connections(1).connect_with(through).await.unwrap();
         sqlx::query("create table written (n int)").execute(pool).await.unwrap();
         let mut written = 0;
