@@ -7,20 +7,22 @@
 //!
 //! **Invariant:** a job that a worker may still have is never given out under another id.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
 use sha2::{Digest, Sha256};
-use tokio::sync::watch;
 
 use super::Services;
 use super::error::ServiceError;
+use super::fleet::{Candidates, KnownWorker};
 use crate::graph::step::{Position, uuid_of};
 use crate::ids::{JobId, RunId, TaskId, ThreadId};
 use crate::store::crash;
 use crate::store::jobs::{self, NewJob};
-use crate::worker::client::{ClientError, WorkerClient};
+use crate::store::workers as store_workers;
+use crate::worker::client::ClientError;
 use crate::worker::wire::{JobRequest, JobResult, JobState, SandboxRequest, VERSION};
 
 /// How long one call of the watcher waits for a result.
@@ -35,21 +37,10 @@ const STOPS_EVERY: Duration = Duration::from_secs(1);
 const APPEARS: Duration = Duration::from_secs(2);
 /// How long a run is parked for a worker to appear before it asks again.
 const NO_WORKER: Duration = Duration::from_secs(2);
+/// Workers that one sending tries.
+const MAX_TRIED: usize = 4;
 /// No worker makes a run wait longer than this before it asks again.
 const MAX_BUSY: Duration = Duration::from_secs(30);
-
-/// The worker that this process sends jobs to.
-#[derive(Debug, Clone)]
-pub struct KnownWorker {
-    /// Its name in `jobs.worker`.
-    pub name: String,
-    /// How to speak to it.
-    pub client: WorkerClient,
-}
-
-/// The workers that this process knows.
-#[derive(Debug, Default)]
-pub(super) struct Workers(watch::Sender<Option<Arc<KnownWorker>>>);
 
 /// A job for an activation.
 #[derive(Debug, Clone)]
@@ -87,6 +78,20 @@ pub enum Submitted {
     Fenced,
 }
 
+/// Workers that a job may go to, the first one last.
+#[derive(Default)]
+struct Choice {
+    workers: Vec<Arc<KnownWorker>>,
+    /// The one whose name is stored with the job.
+    stored: Option<String>,
+}
+
+impl Choice {
+    fn first(&self) -> Option<&str> {
+        self.workers.last().map(|worker| worker.name.as_str())
+    }
+}
+
 impl JobOrder<'_> {
     /// The job's id: a hash, so that it is the same after a crash. Another run that takes the activation
     /// up again gives it out anew: this run's jobs were stopped with it.
@@ -103,19 +108,6 @@ impl JobOrder<'_> {
 }
 
 impl Services {
-    /// Sets the worker that jobs are sent to; `None` while there is none.
-    pub fn set_worker(&self, worker: Option<KnownWorker>) {
-        self.workers().0.send_replace(worker.map(Arc::new));
-    }
-
-    /// The worker; one that is just being started, as after a restart, is waited for.
-    async fn worker(&self) -> Option<Arc<KnownWorker>> {
-        let mut known = self.workers().0.subscribe();
-        let appears = known.wait_for(Option::is_some);
-        // Neither the end of patience nor that of the process brings one.
-        tokio::time::timeout(APPEARS, appears).await.ok()?.ok()?.clone()
-    }
-
     /// Sends a job for an activation, or makes sure that it was sent.
     pub async fn submit_job(&self, order: &JobOrder<'_>) -> Result<Submitted, ServiceError> {
         let job_id = order.job_id();
@@ -135,19 +127,27 @@ impl Services {
                 if let Err(invalid) = request.validate() {
                     return Ok(Submitted::Refused(invalid.to_string()));
                 }
-                if !self.begin_job(order, &request).await? {
+                let mut choice = match self.candidates(&request.sandbox, Duration::ZERO).await {
+                    Candidates::Some(workers) => self.by_load(workers).await?,
+                    Candidates::NoneNow | Candidates::Never(_) => Choice::default(),
+                };
+                if !self.begin_job(order, &request, choice.first()).await? {
                     return Ok(Submitted::Fenced);
                 }
+                choice.stored = choice.first().map(str::to_owned);
+                drop(db);
+                return self.send_job(order, job_id, choice).await;
             }
         }
         drop(db);
-        self.send_job(order, job_id).await
+        self.send_job(order, job_id, Choice::default()).await
     }
 
     async fn begin_job(
         &self,
         order: &JobOrder<'_>,
         request: &JobRequest,
+        worker: Option<&str>,
     ) -> Result<bool, ServiceError> {
         let request_json = serde_json::to_vec(request).map_err(ServiceError::internal)?;
         let wait = json!({ "job_id": request.job_id, "lost": order.lost }).to_string().into_bytes();
@@ -161,6 +161,7 @@ impl Services {
             planned: order.planned,
             task_id: order.task_id,
             node: order.node,
+            worker,
             attempt: i32::try_from(order.attempt).unwrap_or(i32::MAX),
             request: &request_json,
             wait: &wait,
@@ -170,48 +171,120 @@ impl Services {
         Ok(begun)
     }
 
-    /// Hands the stored request to a worker.
+    /// Hands the stored request to a worker. One that may have it is asked again; another is chosen only where none
+    /// was, or where the chosen one said that it did not take it.
     async fn send_job(
         &self,
         order: &JobOrder<'_>,
         job_id: JobId,
+        mut choice: Choice,
     ) -> Result<Submitted, ServiceError> {
         let mut db = self.pool().acquire().await?;
         let Some(row) = jobs::find(&mut db, job_id).await? else { return Ok(Submitted::Fenced) };
         drop(db);
         let request: JobRequest =
             serde_json::from_slice(&row.request).map_err(ServiceError::internal)?;
-        let Some(worker) = self.worker().await else {
-            self.postpone(order, NO_WORKER).await?;
-            return Ok(Submitted::Waiting);
-        };
-        match worker.client.accept(&request).await {
-            Ok(status) => {
-                let mut tx = self.transaction().await?;
-                jobs::sent(&mut tx, job_id, &worker.name).await?;
-                crash::commit(tx, "job sent").await?;
-                // It was sent before, and has ended: its result may have been fetched already.
-                if let Some(result) = &status.result {
-                    self.settle_job(job_id, result).await?;
+        if choice.workers.is_empty() {
+            choice = match row.worker {
+                Some(name) => match self.known_worker(&name) {
+                    Some(worker) => Choice { workers: vec![worker], stored: Some(name) },
+                    None => {
+                        // Another server's, or one that is not there now: it may have the job.
+                        self.postpone(order, RETRY).await?;
+                        return Ok(Submitted::Waiting);
+                    }
+                },
+                None => match self.candidates(&request.sandbox, APPEARS).await {
+                    Candidates::Some(workers) => self.by_load(workers).await?,
+                    Candidates::NoneNow => {
+                        self.postpone(order, NO_WORKER).await?;
+                        return Ok(Submitted::Waiting);
+                    }
+                    Candidates::Never(reason) => return self.refuse_job(job_id, reason).await,
+                },
+            };
+        }
+        let (mut busy, mut refused) = (None, None);
+        while let Some(worker) = choice.workers.pop() {
+            let stored = choice.stored.take().is_some_and(|stored| stored == worker.name);
+            if !stored && !self.assign_job(job_id, &worker.name).await? {
+                return Ok(Submitted::Waiting);
+            }
+            match worker.client.accept(&request).await {
+                Ok(status) => {
+                    let mut tx = self.transaction().await?;
+                    jobs::sent(&mut tx, job_id, &worker.name).await?;
+                    crash::commit(tx, "job sent").await?;
+                    // It was sent before, and has ended: its result may have been fetched already.
+                    if let Some(result) = &status.result {
+                        self.settle_job(job_id, result).await?;
+                    }
+                    return Ok(Submitted::Waiting);
                 }
-                Ok(Submitted::Waiting)
+                Err(ClientError::Refused { problem }) => refused = Some(problem.detail.clone()),
+                Err(ClientError::Busy { retry_after, .. }) => {
+                    busy = Some(busy.map_or(retry_after, |other: Duration| other.min(retry_after)));
+                }
+                Err(err @ (ClientError::Unreachable { .. } | ClientError::Unauthorized)) => {
+                    tracing::warn!(error = &err as &dyn std::error::Error, job.id = %job_id, worker = worker.label, "job {job_id} could not be sent to {}; it will be sent again", worker.label);
+                    self.postpone(order, RETRY).await?;
+                    return Ok(Submitted::Waiting);
+                }
             }
-            Err(ClientError::Refused { problem }) => {
+        }
+        match (busy, refused) {
+            (Some(retry_after), _) => {
+                // Nobody has it: whoever has room first may take it.
                 let mut tx = self.transaction().await?;
-                jobs::refuse(&mut tx, job_id).await?;
-                crash::commit(tx, "job refused").await?;
-                Ok(Submitted::Refused(problem.detail.clone()))
-            }
-            Err(ClientError::Busy { retry_after, .. }) => {
-                self.postpone(order, retry_after.min(MAX_BUSY)).await?;
+                jobs::assign(&mut tx, job_id, None).await?;
+                jobs::postpone(&mut tx, order.run_id, order.task_id, retry_after.min(MAX_BUSY))
+                    .await?;
+                crash::commit(tx, "job postponed").await?;
                 Ok(Submitted::Waiting)
             }
-            Err(err @ (ClientError::Unreachable { .. } | ClientError::Unauthorized)) => {
-                tracing::warn!(error = &err as &dyn std::error::Error, job.id = %job_id, "job {job_id} could not be sent; it will be sent again");
-                self.postpone(order, RETRY).await?;
+            (None, Some(reason)) => self.refuse_job(job_id, reason).await,
+            (None, None) => {
+                self.postpone(order, NO_WORKER).await?;
                 Ok(Submitted::Waiting)
             }
         }
+    }
+
+    async fn refuse_job(&self, job: JobId, reason: String) -> Result<Submitted, ServiceError> {
+        let mut tx = self.transaction().await?;
+        jobs::refuse(&mut tx, job).await?;
+        crash::commit(tx, "job refused").await?;
+        Ok(Submitted::Refused(reason))
+    }
+
+    /// Stores who is about to be given a job. False: the job is not to be sent any more.
+    async fn assign_job(&self, job: JobId, worker: &str) -> Result<bool, ServiceError> {
+        let mut tx = self.transaction().await?;
+        let assigned = jobs::assign(&mut tx, job, Some(worker)).await?;
+        crash::commit(tx, "job assigned").await?;
+        Ok(assigned)
+    }
+
+    /// The least loaded first: open jobs for each slot, then by name.
+    async fn by_load(&self, workers: Vec<Arc<KnownWorker>>) -> Result<Choice, ServiceError> {
+        if workers.len() == 1 {
+            return Ok(Choice { workers, stored: None });
+        }
+        let names: Vec<String> = workers.iter().map(|worker| worker.name.clone()).collect();
+        let mut db = self.pool().acquire().await?;
+        let open: HashMap<String, i64> =
+            store_workers::open_jobs(&mut db, &names).await?.into_iter().collect();
+        let mut workers = workers;
+        workers.sort_by_cached_key(|worker| {
+            let open = open.get(&worker.name).copied().unwrap_or(0).max(0).unsigned_abs();
+            // In thousandths, so that a worker of many slots is not full before one of few.
+            let load = open.saturating_mul(1000) / worker.slots.unwrap_or(1).max(1);
+            (load, worker.label.clone(), worker.name.clone())
+        });
+        // The last is tried first.
+        workers.reverse();
+        workers.drain(..workers.len().saturating_sub(MAX_TRIED));
+        Ok(Choice { workers, stored: None })
     }
 
     async fn postpone(&self, order: &JobOrder<'_>, after: Duration) -> Result<(), ServiceError> {
@@ -338,10 +411,10 @@ impl Services {
     /// Settles every job that was on `worker`, which is no more.
     pub async fn lose_jobs_of(&self, worker: &str) -> Result<(), ServiceError> {
         let mut db = self.pool().acquire().await?;
-        let open = jobs::open_on(&mut db, worker, false, i64::MAX).await?;
+        let given = jobs::given_to(&mut db, worker).await?;
         drop(db);
-        for job in open {
-            self.lose_job(job.job_id).await?;
+        for job in given {
+            self.lose_job(job).await?;
         }
         Ok(())
     }

@@ -18,7 +18,7 @@ use crate::config::values::{SecretSource, environment_secret};
 use crate::egress::vault::{KeyId, KeyRing, Place, Sealed, VaultError};
 use crate::ids::UserId;
 use crate::store::secrets::{self as store, SecretInfo, SecretRow};
-use crate::store::{StoreError, crash};
+use crate::store::{StoreError, crash, workers};
 
 /// Bytes of one value.
 pub const MAX_VALUE_BYTES: usize = 64 << 10;
@@ -150,8 +150,12 @@ impl Services {
             }
             let version = before.unwrap_or(0) + 1;
             let row = self.sealed(name, version, value).map_err(closed)?;
-            let put = store::put(&mut db, &row, owner, self.clock().now());
-            if crash::around("secret set", put).await? {
+            let mut tx = self.transaction().await?;
+            if store::put(&mut tx, &row, owner, self.clock().now()).await? {
+                // Workers may be configured with it.
+                workers::renew_all(&mut tx).await?;
+                crash::commit(tx, "secret set").await?;
+                self.fleet_changed();
                 return Ok(());
             }
         }
@@ -247,16 +251,22 @@ impl Services {
             SecretSource::Env(name) => {
                 environment_secret(name).ok_or_else(|| SecretError::NoVariable(name.clone()))
             }
-            SecretSource::Secret(name) => {
-                let ring = self.ring().map_err(SecretError::Closed)?;
-                let mut db = self.pool().acquire().await?;
-                let row = store::find(&mut db, name).await?;
-                let row = row.ok_or_else(|| SecretError::Missing(name.clone()))?;
-                let SecretRow { version, key_id, wrapped, sealed, .. } = row;
-                let sealed = Sealed { key_id, wrapped, sealed };
-                Ok(ring.open(Place { name, version }, &sealed)?)
-            }
+            SecretSource::Secret(name) => Ok(self.stored_secret(name).await?.0),
         }
+    }
+
+    /// The value of a stored secret, and its version.
+    pub(super) async fn stored_secret(
+        &self,
+        name: &str,
+    ) -> Result<(SecretString, i32), SecretError> {
+        let ring = self.ring().map_err(SecretError::Closed)?;
+        let mut db = self.pool().acquire().await?;
+        let row = store::find(&mut db, name).await?;
+        let row = row.ok_or_else(|| SecretError::Missing(name.to_owned()))?;
+        let SecretRow { version, key_id, wrapped, sealed, .. } = row;
+        let sealed = Sealed { key_id, wrapped, sealed };
+        Ok((ring.open(Place { name, version }, &sealed)?, version))
     }
 
     /// Tells the operator, in the log, of secrets that cannot be opened. A server starts all the same.
@@ -312,6 +322,12 @@ fn check_name(name: &str) -> Result<(), ServiceError> {
         && name.as_bytes().first().is_some_and(word)
         && name.bytes().all(|byte| word(&byte) || b"._-".contains(&byte))
         && name != "rotate";
+    if good && name.starts_with(super::fleet::SECRETS) {
+        return Err(ServiceError::invalid_at(
+            "/name",
+            format!("names that begin with `{}` are the server's own", super::fleet::SECRETS),
+        ));
+    }
     if good {
         return Ok(());
     }

@@ -34,6 +34,8 @@ pub struct NewJob<'a> {
     pub task_id: TaskId,
     /// The node's name.
     pub node: &'a str,
+    /// The worker that it is about to be given to, when one was chosen.
+    pub worker: Option<&'a str>,
     /// Which attempt.
     pub attempt: i32,
     /// JSON of the request.
@@ -67,8 +69,8 @@ pub async fn begin(db: &mut PgConnection, job: &NewJob<'_>) -> Result<bool, Stor
             where h.run_id = $2 and h.fence = $4 and h.status = 'running' for no key update of h),
          j as (
            insert into jobs (job_id, run_id, thread_id, user_id, namespace, branch, seq, task_id, attempt, node,
-                             status, request, created_at)
-           select $1, run_id, $3, user_id, $5, $6, $7, $8, $9, $10, 'intent', $11, cynai_now() from gate
+                             worker, status, request, created_at)
+           select $1, run_id, $3, user_id, $5, $6, $7, $8, $9, $10, $13, 'intent', $11, cynai_now() from gate
            on conflict (job_id) do nothing)
          insert into pending (thread_id, namespace, branch, seq, task_id, run_id, node, kind, attempt, data)
          select $3, $5, $6, $7, $8, run_id, $10, 'job', $9, $12 from gate
@@ -87,6 +89,7 @@ pub async fn begin(db: &mut PgConnection, job: &NewJob<'_>) -> Result<bool, Stor
         job.node,
         job.request,
         job.wait,
+        job.worker,
     )
     .execute(db)
     .await?;
@@ -105,6 +108,22 @@ pub async fn find(db: &mut PgConnection, job: JobId) -> Result<Option<JobRow>, S
     .fetch_optional(db)
     .await?;
     Ok(row)
+}
+
+/// Stores who is about to be given a job, or with `None` that nobody has it. False: it is not to be sent any more.
+pub async fn assign(
+    db: &mut PgConnection,
+    job: JobId,
+    worker: Option<&str>,
+) -> Result<bool, StoreError> {
+    let result = sqlx::query!(
+        "update jobs set worker = $2 where job_id = $1 and status = 'intent'",
+        job as JobId,
+        worker,
+    )
+    .execute(db)
+    .await?;
+    Ok(result.rows_affected() == 1)
 }
 
 /// A worker has accepted a job. Nothing changes when it has been settled or cancelled meanwhile.
@@ -223,11 +242,23 @@ pub async fn open_on(
     Ok(rows)
 }
 
+/// Jobs that a worker was or may have been given, and that have not ended.
+pub async fn given_to(db: &mut PgConnection, worker: &str) -> Result<Vec<JobId>, StoreError> {
+    let jobs = sqlx::query_scalar!(
+        r#"select job_id as "job_id: JobId" from jobs
+            where worker = $1 and status in ('intent', 'sent', 'canceling') order by job_id"#,
+        worker,
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(jobs)
+}
+
 /// Jobs on local workers of servers whose lease has ended: those workers are dead with their servers.
 pub async fn on_dead_servers(db: &mut PgConnection, limit: i64) -> Result<Vec<JobId>, StoreError> {
     let jobs = sqlx::query_scalar!(
         r#"select j.job_id as "job_id: JobId" from jobs j join instances i on j.worker = 'local:' || i.instance_id
-            where j.status in ('sent', 'canceling') and i.deadline < cynai_now()
+            where j.status in ('intent', 'sent', 'canceling') and i.deadline < cynai_now()
             order by j.job_id limit $1"#,
         limit,
     )

@@ -120,6 +120,12 @@ pub async fn delete(db: &mut PgConnection, name: &str) -> Result<bool, StoreErro
     Ok(result.rows_affected() == 1)
 }
 
+/// Deletes all secrets whose names begin so.
+pub async fn delete_prefix(db: &mut PgConnection, prefix: &str) -> Result<(), StoreError> {
+    sqlx::query!("delete from secrets where starts_with(name, $1)", prefix).execute(db).await?;
+    Ok(())
+}
+
 /// Locks the next secrets that are not under `key_id`, by name, after `after`.
 pub async fn lock_others(
     db: &mut PgConnection,
