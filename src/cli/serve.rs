@@ -1,5 +1,6 @@
 //! `cynai serve`: the whole system in one process, with a private database unless told otherwise.
 
+use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::str::FromStr;
@@ -157,6 +158,8 @@ async fn serve(
     background.spawn(async move { signals.run(direct).await });
     let dead = services.clone();
     background.spawn(async move { dead.watch_dead_servers().await });
+    let stops = services.clone();
+    background.spawn(async move { stops.watch_stops().await });
     let fleet = services.clone();
     background.spawn(async move { fleet.watch_fleet().await });
     let worker_name = format!("local:{}", instance.id);
@@ -288,11 +291,13 @@ async fn keep_worker(services: &Services, name: String, config: WorkerConfig) {
                     slots: u64::try_from(config.slots()).ok(),
                     images: Some(config.image_names()),
                     mounts: Some(config.mounts.keys().cloned().collect()),
+                    limits: BTreeMap::new(),
+                    sending: Arc::default(),
                 };
                 services.set_local_worker(Some(known.clone()));
                 tokio::select! {
                     ended = worker.exited() => tracing::warn!(?ended, "the local worker ended; it is started again"),
-                    () = services.watch_worker(&known) => {}
+                    () = services.watch_results(&known) => {}
                 }
                 services.set_local_worker(None);
             }

@@ -88,8 +88,8 @@ enum Command {
     },
     /// Make a key that registers workers; it is shown this once. Example: cynai workers key > key.txt
     Key {
-        /// Refuse the key before it from now on.
-        #[arg(long)]
+        /// Make none, but refuse the key before the newest from now on.
+        #[arg(long, conflicts_with = "out")]
         revoke_previous: bool,
         /// Write the key to this file, which only you can read, instead of showing it.
         #[arg(long, value_name = "FILE")]
@@ -156,8 +156,12 @@ pub(super) async fn run(args: WorkersArgs) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Key { revoke_previous, out } => {
-            let body = json!({ "revoke_previous": revoke_previous });
-            let made = client.post("/v1/nodes/key", &body).await?;
+            if revoke_previous {
+                client.call(Method::DELETE, "/v1/nodes/key/previous", None).await?;
+                show::note("the key before the newest is refused from now on");
+                return Ok(());
+            }
+            let made = client.post("/v1/nodes/key", &json!({})).await?;
             key(&made, out, json)
         }
     }
@@ -213,7 +217,9 @@ fn key(made: &Value, out: Option<PathBuf>, json: bool) -> anyhow::Result<()> {
 
     let text = made["key"].as_str().unwrap_or_default();
     if made["previous_is_good"] == true {
-        show::note("the key before it still registers workers; refuse it with --revoke-previous");
+        show::note(
+            "the key before it still registers workers; when it is no longer needed: cynai workers key --revoke-previous",
+        );
     }
     if let Some(path) = out {
         let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);

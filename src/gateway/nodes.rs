@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::{FromRequestParts, State};
+use axum::extract::{DefaultBodyLimit, FromRequestParts, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -21,10 +21,11 @@ use super::Gateway;
 use super::auth::bearer;
 use super::error::{ApiError, unauthorized};
 use super::extract::{Body, Caller, Ids, Params};
+use super::sse::Slot;
 use crate::services::fleet::{
-    ChangeWorker, EnrolledWorker, ListWorkers, PolicyView, RegistrationKeyView, Shown, WorkerView,
+    ChangeWorker, ConfigAck, EnrolledWorker, Heartbeat, ListWorkers, PolicyView,
+    RegistrationKeyView, Shown, WorkerView,
 };
-use crate::worker::node::{ConfigAck, Heartbeat};
 
 /// What administrators ask for.
 pub(super) fn routes() -> OpenApiRouter<Gateway> {
@@ -36,7 +37,11 @@ pub(super) fn routes() -> OpenApiRouter<Gateway> {
         .routes(routes!(refresh_worker))
         .routes(routes!(get_policy, set_policy))
         .routes(routes!(make_key))
+        .routes(routes!(revoke_key))
 }
+
+/// Bytes of a worker's request: what it says is read before it is known who says it.
+const WORKER_BODY_BYTES: usize = 512 << 10;
 
 /// What workers ask for: each answers soon.
 pub(super) fn worker_routes() -> OpenApiRouter<Gateway> {
@@ -46,11 +51,13 @@ pub(super) fn worker_routes() -> OpenApiRouter<Gateway> {
         .routes(routes!(heartbeat))
         .routes(routes!(renew_token))
         .routes(routes!(unregister))
+        .layer(DefaultBodyLimit::max(WORKER_BODY_BYTES))
 }
 
 /// What workers ask for, and may wait for.
 pub(super) fn worker_long_routes() -> OpenApiRouter<Gateway> {
-    OpenApiRouter::new().routes(routes!(configuration, acknowledge))
+    let routes = OpenApiRouter::new().routes(routes!(configuration, acknowledge));
+    routes.layer(DefaultBodyLimit::max(WORKER_BODY_BYTES))
 }
 
 /// A worker that showed its token.
@@ -107,17 +114,13 @@ async fn register(
             "the body is {\"version\": 1, \"psk\": KEY, \"capability\": REPORT}",
         )
     })?;
-    if request.version != crate::worker::node::VERSION {
-        let message = format!(
-            "the payload has version {}; this server reads version {}",
-            request.version,
-            crate::worker::node::VERSION
-        );
-        return Err(ApiError::new(StatusCode::BAD_REQUEST, "bad_request", message));
-    }
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    let server_url = format!("{}://{host}", gateway.config().scheme);
-    let shown = Shown { server_url, psk: &request.psk, token: bearer(&headers) };
+    // Only its own answer depends on what a client says here.
+    let forwarded = headers.get("x-forwarded-proto").is_some_and(|scheme| scheme == "https");
+    let scheme = if forwarded { "https" } else { gateway.config().scheme };
+    let server_url = format!("{scheme}://{host}");
+    let shown =
+        Shown { version: request.version, server_url, psk: &request.psk, token: bearer(&headers) };
     let (bootstrap, new) = gateway.services().register_worker(&shown, request.capability).await?;
     let status = if new { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Json(bootstrap)).into_response())
@@ -134,7 +137,14 @@ async fn configuration(
     params: Params,
 ) -> Result<Response, ApiError> {
     let wait = Duration::from_secs(params.number("wait", 0)?.into());
-    let found = gateway.services().worker_config(&worker, params.get("after"), wait).await?;
+    let after = params.get("after");
+    // As streams: neither may they take all places, nor hold up the end of the server.
+    let slot = (!wait.is_zero()).then(|| Slot::take(&gateway.0.slots)).transpose()?;
+    let found = tokio::select! {
+        found = gateway.services().worker_config(&worker, after, wait) => found?,
+        () = gateway.0.closing.cancelled() => None,
+    };
+    drop(slot);
     Ok(match found {
         Some(configuration) => Json(configuration).into_response(),
         None => StatusCode::NO_CONTENT.into_response(),
@@ -340,22 +350,23 @@ async fn set_policy(
     Ok(Json(gateway.services().set_fleet_policy(&actor, &policy).await?))
 }
 
-#[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-struct KeyRequest {
-    /// Whether the key before it is refused from now on.
-    #[serde(default)]
-    revoke_previous: bool,
-}
-
-/// Make a key that registers workers. It is shown this once; only an admin may.
-#[utoipa::path(post, path = "/v1/nodes/key", tag = "workers", request_body = KeyRequest,
+/// Make a key that registers workers. It is shown this once, and the one before it stays good; only an admin may.
+#[utoipa::path(post, path = "/v1/nodes/key", tag = "workers",
     responses((status = 201, body = RegistrationKeyView)))]
 async fn make_key(
     State(gateway): State<Gateway>,
     Caller(actor): Caller,
-    Body(request): Body<KeyRequest>,
 ) -> Result<(StatusCode, Json<RegistrationKeyView>), ApiError> {
-    let key = gateway.services().make_registration_key(&actor, request.revoke_previous).await?;
+    let key = gateway.services().make_registration_key(&actor).await?;
     Ok((StatusCode::CREATED, Json(key)))
+}
+
+/// Refuse the key before the newest from now on; only an admin may.
+#[utoipa::path(delete, path = "/v1/nodes/key/previous", tag = "workers", responses((status = 204)))]
+async fn revoke_key(
+    State(gateway): State<Gateway>,
+    Caller(actor): Caller,
+) -> Result<StatusCode, ApiError> {
+    gateway.services().revoke_previous_key(&actor).await?;
+    Ok(StatusCode::NO_CONTENT)
 }

@@ -9,11 +9,12 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
+use sha2::{Digest, Sha256};
 use utoipa::ToSchema;
 
-use super::Services;
 use super::api::{Actor, instant, optional_instant};
 use super::error::ServiceError;
+use super::{Services, fleet};
 use crate::config::values::{SecretSource, environment_secret};
 use crate::egress::vault::{KeyId, KeyRing, Place, Sealed, VaultError};
 use crate::ids::UserId;
@@ -140,20 +141,22 @@ impl Services {
         name: &str,
         value: &SecretString,
     ) -> Result<(), ServiceError> {
-        let mut db = self.pool().acquire().await?;
         for _ in 0..TRIES {
+            let mut db = self.pool().acquire().await?;
             let before = store::find(&mut db, name).await?.map(|row| row.version);
-            if before.is_none() && store::count(&mut db).await? >= MAX_SECRETS {
+            if before.is_none() && store::count_but(&mut db, fleet::SECRETS).await? >= MAX_SECRETS {
                 return Err(ServiceError::Conflict(format!(
                     "there are {MAX_SECRETS} secrets, which is the limit: delete one first"
                 )));
             }
             let version = before.unwrap_or(0) + 1;
+            // Whoever holds a connection must not wait for another.
+            drop(db);
             let row = self.sealed(name, version, value).map_err(closed)?;
             let mut tx = self.transaction().await?;
             if store::put(&mut tx, &row, owner, self.clock().now()).await? {
                 // Workers may be configured with it.
-                workers::renew_all(&mut tx).await?;
+                workers::secret_changed(&mut tx, name).await?;
                 crash::commit(tx, "secret set").await?;
                 self.fleet_changed();
                 return Ok(());
@@ -200,6 +203,7 @@ impl Services {
     /// Deletes a secret. Only an admin may.
     pub async fn delete_secret(&self, actor: &Actor, name: &str) -> Result<(), ServiceError> {
         only_admin(actor)?;
+        check_name(name)?;
         let mut db = self.pool().acquire().await?;
         if !crash::around("secret deleted", store::delete(&mut db, name)).await? {
             return Err(ServiceError::not_found("secret", name));
@@ -255,18 +259,19 @@ impl Services {
         }
     }
 
-    /// The value of a stored secret, and its version.
+    /// The value of a stored secret, and what tells it from others that have or had its name.
     pub(super) async fn stored_secret(
         &self,
         name: &str,
-    ) -> Result<(SecretString, i32), SecretError> {
+    ) -> Result<(SecretString, String), SecretError> {
         let ring = self.ring().map_err(SecretError::Closed)?;
         let mut db = self.pool().acquire().await?;
         let row = store::find(&mut db, name).await?;
         let row = row.ok_or_else(|| SecretError::Missing(name.to_owned()))?;
+        let mark = mark(&row);
         let SecretRow { version, key_id, wrapped, sealed, .. } = row;
         let sealed = Sealed { key_id, wrapped, sealed };
-        Ok((ring.open(Place { name, version }, &sealed)?, version))
+        Ok((ring.open(Place { name, version }, &sealed)?, mark))
     }
 
     /// Tells the operator, in the log, of secrets that cannot be opened. A server starts all the same.
@@ -322,10 +327,10 @@ fn check_name(name: &str) -> Result<(), ServiceError> {
         && name.as_bytes().first().is_some_and(word)
         && name.bytes().all(|byte| word(&byte) || b"._-".contains(&byte))
         && name != "rotate";
-    if good && name.starts_with(super::fleet::SECRETS) {
+    if good && name.starts_with(fleet::SECRETS) {
         return Err(ServiceError::invalid_at(
             "/name",
-            format!("names that begin with `{}` are the server's own", super::fleet::SECRETS),
+            format!("names that begin with `{}` are the server's own", fleet::SECRETS),
         ));
     }
     if good {
@@ -335,6 +340,12 @@ fn check_name(name: &str) -> Result<(), ServiceError> {
         "/name",
         "a secret's name is 1 to 128 letters, digits, `.`, `_` and `-`, beginning with a letter or digit, and not `rotate`",
     ))
+}
+
+/// Tells a stored secret from others that have or had its name: each sealing differs.
+pub(super) fn mark(row: &SecretRow) -> String {
+    let hash = Sha256::digest(&row.sealed);
+    hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn view(row: SecretInfo) -> SecretView {

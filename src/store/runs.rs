@@ -229,7 +229,7 @@ pub async fn finish(
                from h where r.run_id = h.run_id
              returning r.run_id, r.webhook),
            j as (
-             update jobs j set status = case j.status when 'intent' then 'canceled' else 'canceling' end
+             update jobs j set status = case when j.worker is null then 'canceled' else 'canceling' end
                from h where j.run_id = h.run_id and j.status in ('intent', 'sent')),
            active as (
              select h.run_id from h join threads t on t.thread_id = $1 and t.active_run = h.run_id),

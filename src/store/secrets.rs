@@ -99,9 +99,14 @@ pub async fn list(
     Ok(rows)
 }
 
-/// How many there are.
-pub async fn count(db: &mut PgConnection) -> Result<i64, StoreError> {
-    Ok(sqlx::query_scalar!(r#"select count(*) as "count!" from secrets"#).fetch_one(db).await?)
+/// How many there are whose names do not begin so.
+pub async fn count_but(db: &mut PgConnection, prefix: &str) -> Result<i64, StoreError> {
+    Ok(sqlx::query_scalar!(
+        r#"select count(*) as "count!" from secrets where not starts_with(name, $1)"#,
+        prefix
+    )
+    .fetch_one(db)
+    .await?)
 }
 
 /// How many each master key holds.

@@ -11,6 +11,8 @@ use sqlx::PgConnection;
 use super::StoreError;
 use crate::ids::WorkerId;
 
+/// Tokens that are kept of each worker.
+const KEPT_TOKENS: i64 = 5;
 /// Configurations that are kept of each worker.
 const KEPT_CONFIGS: i64 = 20;
 
@@ -37,6 +39,8 @@ pub struct WorkerRow {
     pub config_version: Option<String>,
     /// The one that was acknowledged last.
     pub ack_version: Option<String>,
+    /// Whether its Worker API must show one certificate.
+    pub pinned: bool,
 }
 
 /// A worker as people see it.
@@ -69,7 +73,9 @@ pub struct WorkerInfo {
     pub running: i32,
     pub queued: i32,
     pub received_at: Option<DateTime<Utc>>,
+    /// Only of a single worker.
     pub report: Option<Value>,
+    pub slots: Option<i64>,
     pub open_jobs: i64,
 }
 
@@ -151,6 +157,10 @@ pub struct TokenOwner {
     pub slug: String,
     /// Whether the token is good now.
     pub live: bool,
+    /// Whether it was shown before.
+    pub used: bool,
+    /// Whether it proves who asks for another: none that came after it was ever shown.
+    pub newest: bool,
 }
 
 /// The worker of this slug, locked until the transaction ends, and when it was last seen.
@@ -173,6 +183,19 @@ pub async fn lock_slug(
     .fetch_optional(db)
     .await?;
     Ok(row.map(|row| (row.worker_id, row.drained)))
+}
+
+/// Somebody else takes a worker's place: it is configured anew, with another bearer token. The caller holds its lock.
+pub async fn replace(db: &mut PgConnection, worker: WorkerId) -> Result<(), StoreError> {
+    sqlx::query!(
+        "update workers set token_serial = token_serial + 1, config_version = null, ack_version = null,
+                config_ack_at = null, config_ack_status = null, config_ack_error = null
+          where worker_id = $1",
+        worker as WorkerId
+    )
+    .execute(db)
+    .await?;
+    Ok(())
 }
 
 /// Whether a worker was seen within this time.
@@ -206,7 +229,7 @@ pub async fn register(
            values ($1, $2, $3, $4, cynai_now(), cynai_now(), $5, $6, $7)
            on conflict (slug) do update
               set name = excluded.name, labels = excluded.labels, registered_at = excluded.registered_at,
-                  server_url = excluded.server_url, base_url = excluded.base_url, server_cert = excluded.server_cert
+                  server_url = excluded.server_url, base_url = coalesce(excluded.base_url, workers.base_url), server_cert = excluded.server_cert
            returning worker_id as "worker_id: WorkerId", worker_id = $1 as "new!""#,
         worker.worker_id as WorkerId,
         worker.slug,
@@ -268,7 +291,7 @@ pub async fn describe(
 pub async fn seen(db: &mut PgConnection, worker: WorkerId) -> Result<(), StoreError> {
     sqlx::query!(
         "insert into worker_beats (worker_id, last_seen_at) values ($1, cynai_now())
-         on conflict (worker_id) do update set last_seen_at = excluded.last_seen_at",
+         on conflict (worker_id) do update set last_seen_at = excluded.last_seen_at, ready = false",
         worker as WorkerId
     )
     .execute(db)
@@ -330,8 +353,10 @@ pub async fn retire_tokens(
     grace: Duration,
 ) -> Result<(), StoreError> {
     sqlx::query!(
-        "delete from worker_tokens where worker_id = $1 and expires_at < cynai_now() - interval '7 days'",
-        worker as WorkerId
+        "delete from worker_tokens where worker_id = $1 and hash not in (
+           select hash from worker_tokens where worker_id = $1 order by created_at desc limit $2)",
+        worker as WorkerId,
+        KEPT_TOKENS,
     )
     .execute(&mut *db)
     .await?;
@@ -346,6 +371,17 @@ pub async fn retire_tokens(
     Ok(())
 }
 
+/// A token is shown for the first time: those before it prove nothing any more.
+pub async fn use_token(db: &mut PgConnection, hash: &[u8; 32]) -> Result<(), StoreError> {
+    sqlx::query!(
+        "update worker_tokens set used = true where hash = $1 and not used",
+        hash.as_slice()
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
 /// Whose token this is, also when its time is over.
 pub async fn token_owner(
     db: &mut PgConnection,
@@ -353,7 +389,9 @@ pub async fn token_owner(
 ) -> Result<Option<TokenOwner>, StoreError> {
     let row = sqlx::query_as!(
         TokenOwner,
-        r#"select t.worker_id as "worker_id: WorkerId", w.slug, t.expires_at > cynai_now() as "live!"
+        r#"select t.worker_id as "worker_id: WorkerId", w.slug, t.expires_at > cynai_now() as "live!", t.used,
+                  not exists (select 1 from worker_tokens n where n.worker_id = t.worker_id
+                                 and n.created_at > t.created_at and n.used) as "newest!"
              from worker_tokens t join workers w using (worker_id) where t.hash = $1"#,
         hash.as_slice(),
     )
@@ -370,7 +408,7 @@ pub async fn lock(
     let row = sqlx::query_as!(
         WorkerRow,
         r#"select worker_id as "worker_id: WorkerId", slug, server_url, base_url, url_override, patch, token_serial,
-                  issued_version, config_version, ack_version
+                  issued_version, config_version, ack_version, server_cert is not null as "pinned!"
              from workers where worker_id = $1 for update"#,
         worker as WorkerId
     )
@@ -561,7 +599,9 @@ pub async fn list(
                   w.patch, w.issued_version, w.config_version, w.ack_version, w.config_ack_at, w.config_ack_status,
                   w.config_ack_error, b.last_seen_at as "last_seen_at?", coalesce(b.ready, false) as "ready!",
                   coalesce(b.running, 0) as "running!", coalesce(b.queued, 0) as "queued!",
-                  r.received_at as "received_at?", r.report as "report?",
+                  r.received_at as "received_at?",
+                  case when $3::text is not null then r.report end as "report?",
+                  (r.report #>> '{sandbox,max_concurrency}')::bigint as "slots?",
                   (select count(*) from jobs j where j.worker = 'worker:' || w.worker_id
                       and j.status in ('intent', 'sent', 'canceling')) as "open_jobs!"
              from workers w left join worker_beats b using (worker_id) left join worker_reports r using (worker_id)
@@ -628,7 +668,7 @@ pub async fn made(
     revision: i64,
 ) -> Result<(), StoreError> {
     sqlx::query!(
-        "update workers set policy_revision = $2 where worker_id = $1 and policy_revision <> $2",
+        "update workers set policy_revision = $2 where worker_id = $1 and policy_revision < $2",
         worker as WorkerId,
         revision,
     )
@@ -637,9 +677,17 @@ pub async fn made(
     Ok(())
 }
 
-/// Has every worker's configuration made again: a secret that it may name has changed.
-pub async fn renew_all(db: &mut PgConnection) -> Result<(), StoreError> {
-    sqlx::query!("update fleet_policy set revision = revision + 1").execute(db).await?;
+/// Has every worker's configuration made again when the policy, or a worker's part of it, names this secret.
+pub async fn secret_changed(db: &mut PgConnection, name: &str) -> Result<(), StoreError> {
+    sqlx::query!(
+        "update fleet_policy set revision = revision + 1
+          where $1 in (policy #>> '{sandbox_registry,pull_token_secret}', policy #>> '{model_cache,pull_token_secret}')
+             or exists (select 1 from workers where patch <> '{}' and $1 in
+                   (patch #>> '{sandbox_registry,pull_token_secret}', patch #>> '{model_cache,pull_token_secret}'))",
+        name,
+    )
+    .execute(db)
+    .await?;
     Ok(())
 }
 

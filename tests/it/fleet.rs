@@ -25,6 +25,12 @@ use crate::support::{Answer, TestSystem};
 
 const KEY: &str = "a key that was handed out beforehand";
 
+/// The same master key in every server of a test.
+fn egress() -> Egress {
+    let key = MasterKey::parse("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=").unwrap();
+    Egress { vault: Vault::Open(Arc::new(KeyRing::new([key]).unwrap())), ..Egress::default() }
+}
+
 struct Fleet {
     system: TestSystem,
     _keeper: JoinSet<()>,
@@ -37,8 +43,7 @@ impl Fleet {
 
     async fn start_with(pool: PgPool, config: FleetConfig) -> Self {
         let system = TestSystem::start(pool).await;
-        let vault = Vault::Open(Arc::new(KeyRing::new([MasterKey::random()]).unwrap()));
-        system.services.set_egress(Egress { vault, ..Egress::default() });
+        system.services.set_egress(egress());
         system.services.set_fleet(config);
         let mut keeper = JoinSet::new();
         let services = system.services.clone();
@@ -189,10 +194,11 @@ async fn only_who_has_a_key_registers(pool: PgPool) {
     let fresh = made["key"].as_str().unwrap().to_owned();
     fleet.register_with(KEY, None, &report("old-key")).await.expect(201);
     fleet.register_with(&fresh, None, &report("new-key")).await.expect(201);
-    let made = fleet.post("/v1/nodes/key", json!({ "revoke_previous": true })).await.expect(201);
-    assert_eq!(made["previous_is_good"], false);
+    fleet.call(Method::DELETE, "/v1/nodes/key/previous", Value::Null).await.expect(204);
     fleet.register_with(KEY, None, &report("b")).await.expect_error(401, "unauthorized");
-    fleet.register_with(&fresh, None, &report("b")).await.expect_error(401, "unauthorized");
+    fleet.register_with(&fresh, None, &report("b")).await.expect(201);
+    let gone = fleet.call(Method::DELETE, "/v1/nodes/key/previous", Value::Null).await;
+    gone.expect_error(404, "not_found");
     fleet.call(Method::DELETE, "/v1/secrets/worker-registration", Value::Null).await.expect(204);
     let off = fleet.register_with(KEY, None, &report("b")).await.expect_error(403, "forbidden");
     assert!(off["detail"].as_str().unwrap().contains("cynai workers key"), "{off}");
@@ -254,9 +260,22 @@ async fn nobody_takes_the_place_of_a_worker_that_is_alive(pool: PgPool) {
         .expect_error(401, "unauthorized");
     // The configuration is the same: nothing that it depends on has changed.
     assert_eq!(again["initial_config_version"], worker.bootstrap["initial_config_version"]);
-    // One that was not heard of may be replaced: its machine may have been set up anew.
+    // What came before a token that was used proves nothing any more.
+    let again = Enrolled::new(again, "a");
+    let config = again.activate().await;
+    fleet
+        .register_with(KEY, Some(worker.token()), &report("a"))
+        .await
+        .expect_error(409, "conflict");
+    assert_eq!(fleet.worker("a").await["status"], "active");
+    // One that was not heard of may be replaced: its machine may have been set up anew. It is configured as a new one, and
+    // does not get the token that opens the old machine.
     tokio::time::sleep(Duration::from_millis(2200)).await;
-    fleet.register_with(KEY, None, &report("a")).await.expect(200);
+    let other = fleet.register_with(KEY, None, &report("a")).await.expect(200);
+    let other = Enrolled::new(other, "a");
+    assert_eq!(fleet.worker("a").await["status"], "registered");
+    assert_ne!(bearer(&other.config().await), bearer(&config));
+    assert_eq!(fleet.worker("a").await["config_version"], Value::Null);
 }
 
 #[sqlx::test]
@@ -352,6 +371,7 @@ async fn acknowledgements_are_kept_and_late_ones_change_nothing(pool: PgPool) {
     let seen = fleet.worker("a").await;
     assert_eq!(seen["status"], "active");
     assert_eq!(seen["config_ack_error"], Value::Null);
+    worker.ack(&second, "failed", None).await.expect_error(400, "bad_request");
     // What is none of the worker's.
     let other = json!({ "config_version": "01ARZ3NDEKTSV4RRFFQ69G5FAV" });
     worker.ack(&other, "applied", None).await.expect_error(400, "bad_request");
@@ -388,6 +408,7 @@ async fn a_bearer_token_changes_over_with_the_acknowledgement_and_is_stored_seal
     let dump: String = {
         let mut all = String::new();
         for table in ["workers", "worker_configs", "worker_tokens", "worker_reports", "secrets"] {
+            // Columns of bytes are shown in hexadecimal.
             let query = format!("select coalesce(string_agg(x::text, ' '), '') from {table} x");
             all += &sqlx::query_scalar::<_, String>(sqlx::AssertSqlSafe(query))
                 .fetch_one(&pool)
@@ -397,7 +418,8 @@ async fn a_bearer_token_changes_over_with_the_acknowledgement_and_is_stored_seal
         all + &fleet.worker("a").await.to_string()
     };
     for secret in [bearer(&first), bearer(&second), worker.token(), KEY] {
-        assert!(!dump.contains(secret));
+        let hex: String = secret.bytes().map(|byte| format!("{byte:02x}")).collect();
+        assert!(!dump.contains(secret) && !dump.contains(&hex));
     }
     fleet.call(Method::DELETE, "/v1/nodes/a", Value::Null).await.expect(204);
     assert_eq!(names().await.len(), 0);
@@ -437,15 +459,15 @@ async fn tokens_are_renewed_expire_and_end_with_the_worker(pool: PgPool) {
 async fn a_pull_secret_that_changes_is_a_new_configuration(pool: PgPool) {
     let fleet = Fleet::start(pool).await;
     let worker = fleet.register("a").await;
-    let policy = json!({ "sandbox_registry": { "registry_url": "https://registry.internal", "pull_token_secret": "pull" } });
+    let policy = json!({ "sandbox_registry": { "registry_url": "https://registry.internal", "pull_token_secret": "pull-images" } });
     let missing = fleet.call(Method::PUT, "/v1/nodes/policy", policy.clone()).await;
     assert!(
         missing.expect_error(422, "invalid")["detail"]
             .as_str()
             .unwrap()
-            .contains("cynai secrets set pull")
+            .contains("cynai secrets set pull-images")
     );
-    fleet.call(Method::PUT, "/v1/secrets/pull", json!({ "value": "one" })).await.expect(200);
+    fleet.call(Method::PUT, "/v1/secrets/pull-images", json!({ "value": "one" })).await.expect(200);
     fleet.call(Method::PUT, "/v1/nodes/policy", policy).await.expect(200);
     let pulls = async |token: &str| {
         until("the worker to be told the secret", async || {
@@ -455,11 +477,23 @@ async fn a_pull_secret_that_changes_is_a_new_configuration(pool: PgPool) {
         .await
     };
     let first = pulls("one").await;
-    fleet.call(Method::PUT, "/v1/secrets/pull", json!({ "value": "two" })).await.expect(200);
+    fleet.call(Method::PUT, "/v1/secrets/pull-images", json!({ "value": "two" })).await.expect(200);
     let second = pulls("two").await;
     assert!(second["config_version"].as_str() > first["config_version"].as_str());
+    // One that was deleted and set again is another one, although it has the first version again.
+    fleet.call(Method::DELETE, "/v1/secrets/pull-images", Value::Null).await.expect(204);
+    fleet
+        .call(Method::PUT, "/v1/secrets/pull-images", json!({ "value": "three" }))
+        .await
+        .expect(200);
+    let third = pulls("three").await;
+    assert!(third["config_version"].as_str() > second["config_version"].as_str());
+    // An administrator reads no other secret this way.
+    let other = json!({ "model_cache": { "pull_token_secret": "worker-registration" } });
+    let refused = fleet.call(Method::PUT, "/v1/nodes/policy", other).await;
+    assert!(refused.expect_error(422, "invalid")["detail"].as_str().unwrap().contains("pull-"));
     // Without the secret the worker keeps what it has, and the reason is told.
-    fleet.call(Method::DELETE, "/v1/secrets/pull", Value::Null).await.expect(204);
+    fleet.call(Method::DELETE, "/v1/secrets/pull-images", Value::Null).await.expect(204);
     let answer = worker.call(Method::GET, "node_config_url", "", Value::Null).await;
     answer.expect_error(503, "unavailable");
 }
@@ -504,8 +538,7 @@ async fn only_an_administrator_sees_and_changes_workers(pool: PgPool) {
 async fn two_servers_configure_a_worker_once(pool: PgPool) {
     let fleet = Fleet::start(pool.clone()).await;
     let other = Services::new(pool.clone(), Arc::new(SystemClock), ServiceLimits::default());
-    let vault = Vault::Open(Arc::new(KeyRing::new([MasterKey::random()]).unwrap()));
-    other.set_egress(Egress { vault, ..Egress::default() });
+    other.set_egress(egress());
     let mut watching = JoinSet::new();
     watching.spawn(async move { other.watch_fleet().await });
     let worker = fleet.register("a").await;
@@ -562,11 +595,23 @@ nodes:
 edges: [start -> say -> end]
 "#;
 
+const SLOW: &str = r#"
+name: slow
+state: { line: { type: string } }
+input: []
+nodes:
+  say:
+    job: { image: sandbox/base, command: [sleep, "3"] }
+    set: { line: "${output.stdout}" }
+edges: [start -> say -> end]
+"#;
+
 /// Zero workers is a normal state: jobs wait for the first one, go to those that are in service, and are fetched from
 /// one that is not any more.
 #[tokio::test]
 async fn jobs_wait_for_a_worker_and_go_to_those_in_service() {
-    let site = Site::new(&[("jobs", JOBS), ("absent", ABSENT)]).with_flags(&["--no-local-worker"]);
+    let site = Site::new(&[("jobs", JOBS), ("absent", ABSENT), ("slow", SLOW)])
+        .with_flags(&["--no-local-worker"]);
     let server = site.start(&Start::default()).await;
     let client = server.client();
     let thread = "00000000-0000-4000-8000-000000000001";
@@ -624,11 +669,29 @@ async fn jobs_wait_for_a_worker_and_go_to_those_in_service() {
     };
     let (one, two) = (jobs_of("one").await, jobs_of("two").await);
     assert_eq!(one + two, 6);
+    assert!(one > 0 && two > 0, "{one} and {two}: they share the work");
     let again = "00000000-0000-4000-8000-000000000003";
     client.ensure_thread(again).await.unwrap();
     client.start_run(again, "jobs", input).await.unwrap();
     until("the run to end", async || (status(again).await == "idle").then_some(())).await;
     assert_eq!((jobs_of("one").await, jobs_of("two").await), (one, two + 6));
+
+    // Removed with jobs under way: they are lost there, and run again where there is somebody.
+    client.post("/v1/nodes/one/undrain", &json!({})).await.unwrap();
+    client.post("/v1/nodes/two/drain", &json!({})).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let slow = "00000000-0000-4000-8000-000000000004";
+    client.ensure_thread(slow).await.unwrap();
+    client.start_run(slow, "slow", json!({ "input": {} })).await.unwrap();
+    until("the job to be sent", async || {
+        let worker = client.get("/v1/nodes/one").await.unwrap();
+        (worker["open_jobs"] == 1).then_some(())
+    })
+    .await;
+    client.post("/v1/nodes/two/undrain", &json!({})).await.unwrap();
+    client.call(Method::DELETE, "/v1/nodes/one", None).await.unwrap();
+    until("the run to end", async || (status(slow).await == "idle").then_some(())).await;
+    assert_eq!(jobs_of("two").await, two + 7);
 
     for (stop, mut tasks, _folder) in agents {
         stop.cancel();

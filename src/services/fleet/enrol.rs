@@ -4,21 +4,21 @@
 
 use std::time::Duration;
 
-use chrono::Utc;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
+use ulid::Ulid;
 
 use super::policy::{Content, Opened};
 use super::{MAX_WORKERS, SECRETS};
-use crate::config::values::SecretSource;
 use crate::ids::WorkerId;
 use crate::services::Services;
 use crate::services::checks;
 use crate::services::error::ServiceError;
+use crate::services::secrets::SecretError;
 use crate::store::workers::{self as store, Ack, Registered};
 use crate::store::{crash, secrets};
 use crate::worker::config::Token;
@@ -52,8 +52,9 @@ pub struct EnrolledWorker {
 }
 
 /// What a registration showed.
-#[derive(Debug)]
 pub struct Shown<'a> {
+    /// Of the payload.
+    pub version: u32,
     /// The server as the worker reached it.
     pub server_url: String,
     /// The key.
@@ -73,6 +74,7 @@ impl Services {
         shown: &Shown<'_>,
         report: Value,
     ) -> Result<(Bootstrap, bool), ServiceError> {
+        check_version(shown.version)?;
         self.check_key(shown.psk).await?;
         let parsed = read_report(&report)?;
         let slug = parsed.node.node_slug.as_str();
@@ -85,7 +87,7 @@ impl Services {
             let proven = match shown.token {
                 Some(token) => store::token_owner(&mut tx, &hash_of(token))
                     .await?
-                    .is_some_and(|owner| owner.worker_id == known),
+                    .is_some_and(|owner| owner.worker_id == known && owner.newest),
                 None => false,
             };
             // Whoever has the key could otherwise take the place of any worker, and its jobs.
@@ -94,6 +96,10 @@ impl Services {
                     "a worker `{slug}` is alive: choose another id, or wait until it has not been heard of for {}",
                     humantime::format_duration(self.fleet().stale_after)
                 )));
+            }
+            if !proven {
+                // It may be another machine: the old one's bearer token is none of its business.
+                store::replace(&mut tx, known).await?;
             }
         } else {
             if base_url.is_none() {
@@ -132,7 +138,7 @@ impl Services {
         let base_url = self.fleet().public_url.clone().unwrap_or_else(|| shown.server_url.clone());
         let bootstrap = Bootstrap {
             version: VERSION,
-            issued_at: Utc::now(),
+            issued_at: self.clock().now(),
             orchestrator: Orchestrator { endpoints: endpoints(&base_url), base_url },
             auth: NodeAuth { node_jwt: token, expires_at },
             trust: self.trust(),
@@ -148,6 +154,9 @@ impl Services {
         let mut db = self.pool().acquire().await?;
         match store::token_owner(&mut db, &hash).await? {
             Some(owner) if owner.live => {
+                if !owner.used {
+                    crash::around("worker token used", store::use_token(&mut db, &hash)).await?;
+                }
                 Ok(EnrolledWorker { worker_id: owner.worker_id, slug: owner.slug, hash })
             }
             _ => Err(refused_token()),
@@ -172,6 +181,11 @@ impl Services {
         };
         if !newer(&version) {
             version = self.later_config(worker.worker_id, wait.min(MAX_WAIT), newer).await;
+            // Somebody else may have taken its place meanwhile.
+            let mut db = self.pool().acquire().await?;
+            if !store::token_owner(&mut db, &worker.hash).await?.is_some_and(|owner| owner.live) {
+                return Err(refused_token());
+            }
         }
         let Some(version) = version.filter(|version| newer(&Some(version.clone()))) else {
             return match after {
@@ -236,7 +250,10 @@ impl Services {
         let Some(row) = store::lock(&mut tx, worker.worker_id).await? else {
             return Err(refused_token());
         };
-        let found = store::config(&mut tx, worker.worker_id, &ack.config_version).await?;
+        let found = match Ulid::from_string(&ack.config_version) {
+            Ok(_) => store::config(&mut tx, worker.worker_id, &ack.config_version).await?,
+            Err(_) => None,
+        };
         let Some((content, _)) = found else {
             return Err(ServiceError::BadRequest(
                 "`config_version` is none of those that were issued to this worker".to_owned(),
@@ -244,6 +261,14 @@ impl Services {
         };
         if row.ack_version.as_ref().is_some_and(|last| *last > ack.config_version) {
             return Ok(());
+        }
+        if row.config_version.as_ref() == Some(&ack.config_version)
+            && ack.status != AckStatus::Applied
+        {
+            return Err(ServiceError::BadRequest(
+                "this configuration was acknowledged as applied: only a later one can fail"
+                    .to_owned(),
+            ));
         }
         let error = ack.error.as_ref().map(|error| {
             let text = format!("{}: {}", error.kind, error.message);
@@ -377,12 +402,18 @@ impl Services {
         for source in &self.fleet().registration_keys {
             let key = match self.secret_value(source).await {
                 Ok(key) => key,
-                Err(err) => {
+                Err(err @ (SecretError::Missing(_) | SecretError::NoVariable(_))) => {
                     tracing::debug!(
                         error = &err as &dyn std::error::Error,
                         "{source} is no key to register with"
                     );
                     continue;
+                }
+                Err(err) => {
+                    return Err(ServiceError::Unavailable {
+                        message: "the keys that register workers cannot be read now".to_owned(),
+                        source: Some(Box::new(err)),
+                    });
                 }
             };
             any = true;
@@ -422,6 +453,13 @@ impl Services {
             let message = format!("a certificate has at most {MAX_CERT_BYTES} bytes");
             return Err(ServiceError::invalid_at("/tls/worker_api_server_cert_pem", message));
         }
+        let api = report.worker_api.as_ref().and_then(|api| api.base_url.as_deref());
+        if server_cert(report).is_some() && api.is_some_and(|url| !url.starts_with("https:")) {
+            return Err(ServiceError::invalid_at(
+                "/worker_api/base_url",
+                "a worker that shows a certificate is reached by https",
+            ));
+        }
         if let Some(pem) = server_cert(report) {
             CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|_| {
                 ServiceError::invalid_at(
@@ -438,7 +476,7 @@ impl Services {
         Ok(url)
     }
 
-    async fn opened(&self, name: &str) -> Result<(SecretString, i32), ServiceError> {
+    async fn opened(&self, name: &str) -> Result<(SecretString, String), ServiceError> {
         self.stored_secret(name).await.map_err(|err| ServiceError::Unavailable {
             message: "the configuration cannot be made complete: a secret of it does not open"
                 .to_owned(),
@@ -446,7 +484,7 @@ impl Services {
         })
     }
 
-    /// A secret that the policy names; `current` becomes false when it is another version than the configuration's.
+    /// A secret that the policy names; `current` becomes false when it is not the one that the configuration means.
     async fn pull_token(
         &self,
         content: &Content,
@@ -454,9 +492,8 @@ impl Services {
         current: &mut bool,
     ) -> Result<Option<SecretString>, ServiceError> {
         let Some(name) = name else { return Ok(None) };
-        let (value, version) = self.opened(name).await?;
-        *current &=
-            content.secret_versions.iter().any(|(known, at)| known == name && *at == version);
+        let (value, mark) = self.opened(name).await?;
+        *current &= content.secret_marks.iter().any(|(known, of)| known == name && *of == mark);
         Ok(Some(value))
     }
 }
@@ -492,7 +529,7 @@ fn check_version(received: u32) -> Result<(), ServiceError> {
     if received == VERSION {
         return Ok(());
     }
-    Err(ServiceError::BadRequest(format!(
+    Err(ServiceError::UnsupportedVersion(format!(
         "the payload has version {received}; this server reads version {VERSION}"
     )))
 }

@@ -25,6 +25,7 @@ use super::Services;
 use super::access::Secret;
 use super::api::{Actor, instant, optional_instant};
 use super::error::ServiceError;
+use super::secrets::{SecretError, mark};
 use crate::config::values::SecretSource;
 use crate::egress::address::Allowed;
 use crate::egress::guard::Guard;
@@ -38,6 +39,8 @@ use policy::{Content, FleetPolicy};
 
 pub use enrol::{EnrolledWorker, Shown};
 pub use reach::KnownWorker;
+
+pub use crate::worker::node::{ConfigAck, Heartbeat};
 pub(super) use reach::{Candidates, Directory};
 
 /// Secrets whose names begin so are the server's own.
@@ -50,7 +53,9 @@ pub const PREVIOUS_REGISTRATION_KEY: &str = "worker-registration-previous";
 const MAX_WORKERS: i64 = 10_000;
 /// Characters of the reason of a drain.
 const MAX_REASON: usize = 500;
-/// Where a worker may be, beside public addresses: not at a link-local or a cloud's metadata address.
+/// Metadata addresses of clouds in networks where workers may be.
+const METADATA: [&str; 2] = ["100.100.100.200", "[fd00:ec2::254]"];
+/// Where a worker may be, beside public addresses: not at a link-local one.
 const WORKER_NETWORKS: [&str; 7] = [
     "127.0.0.0/8",
     "10.0.0.0/8",
@@ -132,7 +137,7 @@ pub struct WorkerView {
     /// Jobs that it was given and whose end is not known here.
     pub open_jobs: i64,
     /// How many jobs it runs at once.
-    pub slots: Option<u64>,
+    pub slots: Option<i64>,
     /// Since when it is out of service.
     #[serde(with = "optional_instant")]
     pub drained_at: Option<DateTime<Utc>>,
@@ -231,6 +236,9 @@ impl Services {
             let known = statuses.join(", ");
             return Err(ServiceError::invalid_at("/status", format!("`status` is one of {known}")));
         }
+        for text in request.labels.iter().chain(&request.after) {
+            super::checks::text("label", text, 128)?;
+        }
         let filter = WorkerFilter {
             status: request.status.as_deref(),
             labels: &request.labels,
@@ -240,12 +248,13 @@ impl Services {
         let limit = self.page_limit(request.limit)?;
         let mut db = self.pool().acquire().await?;
         let rows = store::list(&mut db, &filter, self.fleet().stale_after, limit).await?;
-        Ok(rows.into_iter().map(|row| WorkerView { capability: None, ..view(row) }).collect())
+        Ok(rows.into_iter().map(view).collect())
     }
 
     /// A worker with its last report. Only an admin may ask.
     pub async fn get_worker(&self, actor: &Actor, slug: &str) -> Result<WorkerView, ServiceError> {
         only_admin(actor)?;
+        possible(slug)?;
         let filter = WorkerFilter { slug: Some(slug), ..WorkerFilter::default() };
         let mut db = self.pool().acquire().await?;
         let found = store::list(&mut db, &filter, self.fleet().stale_after, 1).await?.pop();
@@ -320,6 +329,15 @@ impl Services {
                 return Err(ServiceError::invalid_at("/policy_patch", message));
             }
             self.check_policy(db, patch).await?;
+            if let Some(Some(url)) = &change.worker_api_url
+                && worker.pinned
+                && !url.starts_with("https:")
+            {
+                return Err(ServiceError::invalid_at(
+                    "/worker_api_url",
+                    "this worker shows a certificate: its address begins with https",
+                ));
+            }
             let url = match &change.worker_api_url {
                 Some(url) => url.as_deref(),
                 None => worker.url_override.as_deref(),
@@ -335,6 +353,7 @@ impl Services {
     /// Removes a worker: its token is refused from now on, and its jobs count as lost. Only an admin may.
     pub async fn remove_worker(&self, actor: &Actor, slug: &str) -> Result<(), ServiceError> {
         only_admin(actor)?;
+        possible(slug)?;
         let mut db = self.pool().acquire().await?;
         let worker = store::find_slug(&mut db, slug).await?;
         let worker = worker.ok_or_else(|| ServiceError::not_found("worker", slug))?;
@@ -365,7 +384,7 @@ impl Services {
         }
         let merged = FleetPolicy::merged(policy, &json!({}))?;
         let mut tx = self.transaction().await?;
-        self.secret_versions(&mut tx, &merged).await?;
+        self.secret_marks(&mut tx, &merged).await?;
         let revision = store::set_policy(&mut tx, policy, &actor.name).await?;
         crash::commit(tx, "fleet policy set").await?;
         self.fleet_changed();
@@ -373,11 +392,10 @@ impl Services {
         self.fleet_policy(actor).await
     }
 
-    /// Makes a key to register with. The one before stays good, unless `revoke`. Only an admin may.
+    /// Makes a key to register with. The one before stays good until it is revoked. Only an admin may.
     pub async fn make_registration_key(
         &self,
         actor: &Actor,
-        revoke: bool,
     ) -> Result<RegistrationKeyView, ServiceError> {
         only_admin(actor)?;
         let usual = SecretSource::Secret(REGISTRATION_KEY.to_owned());
@@ -386,23 +404,40 @@ impl Services {
                 "the server's configuration names other keys (`fleet.registration_keys`); add {{secret: {REGISTRATION_KEY}}} to them"
             )));
         }
-        let before = self.secret_value(&usual).await.ok().filter(|_| !revoke);
+        let before = match self.secret_value(&usual).await {
+            Ok(before) => Some(before),
+            Err(SecretError::Missing(_)) => None,
+            Err(err) => {
+                return Err(ServiceError::Unavailable {
+                    message: "the key before cannot be read, and so not be kept".to_owned(),
+                    source: Some(Box::new(err)),
+                });
+            }
+        };
         if let Some(before) = &before {
             self.put_secret(actor.user_id, PREVIOUS_REGISTRATION_KEY, before).await?;
-        } else {
-            let mut db = self.pool().acquire().await?;
-            let gone = secrets::delete(&mut db, PREVIOUS_REGISTRATION_KEY);
-            crash::around("registration key revoked", gone).await?;
         }
         let key = format!("cynk_{}", Token::random().expose());
         self.put_secret(actor.user_id, REGISTRATION_KEY, &SecretString::from(key.as_str())).await?;
-        tracing::info!(by = %actor.name, revoke, "a key to register workers was made");
+        tracing::info!(by = %actor.name, "a key to register workers was made");
         let previous_is_good = before.is_some()
             && self
                 .fleet()
                 .registration_keys
                 .contains(&SecretSource::Secret(PREVIOUS_REGISTRATION_KEY.to_owned()));
         Ok(RegistrationKeyView { key: Secret::new(&key), previous_is_good })
+    }
+
+    /// Refuses the key before the newest from now on. Only an admin may.
+    pub async fn revoke_previous_key(&self, actor: &Actor) -> Result<(), ServiceError> {
+        only_admin(actor)?;
+        let mut db = self.pool().acquire().await?;
+        let gone = secrets::delete(&mut db, PREVIOUS_REGISTRATION_KEY);
+        if !crash::around("registration key revoked", gone).await? {
+            return Err(ServiceError::not_found("registration key", "previous"));
+        }
+        tracing::info!(by = %actor.name, "the previous key to register workers was revoked");
+        Ok(())
     }
 
     async fn change(
@@ -415,6 +450,7 @@ impl Services {
         only_admin(actor)?;
         let mut tx = self.transaction().await?;
         let missing = || ServiceError::not_found("worker", slug);
+        possible(slug)?;
         let worker = store::find_slug(&mut tx, slug).await?.ok_or_else(missing)?;
         let worker = store::lock(&mut tx, worker).await?.ok_or_else(missing)?;
         change(&mut tx, &worker).await?;
@@ -443,7 +479,8 @@ impl Services {
         let Some(row) = store::lock(db, worker).await? else { return Ok(()) };
         let (all, revision) = store::policy(db).await?;
         let policy = FleetPolicy::merged(&all, &row.patch)?;
-        let secret_versions = self.secret_versions(db, &policy).await?;
+        let secret_marks = self.secret_marks(db, &policy).await?;
+        store::made(db, worker, revision).await?;
         let Some(target_url) = row.url_override.or(row.base_url) else { return Ok(()) };
         let content = Content {
             slug: row.slug,
@@ -451,20 +488,19 @@ impl Services {
             target_url: target_url.trim_end_matches('/').to_owned(),
             bearer_secret: format!("{SECRETS}{worker}.{}", row.token_serial),
             policy,
-            secret_versions,
+            secret_marks,
             trust: self.trust(),
         };
         let content = serde_json::to_value(&content).map_err(ServiceError::internal)?;
-        store::made(db, worker, revision).await?;
         let newest = match &row.issued_version {
             Some(version) => store::config(db, worker, version).await?,
             None => None,
         };
+        self.seal_bearer(db, worker, row.token_serial).await?;
         if !force && newest.is_some_and(|(newest, _)| newest == content) {
             return Ok(());
         }
         let version = later(row.issued_version.as_deref());
-        self.seal_bearer(db, worker, row.token_serial).await?;
         store::issue(db, worker, &version, &content).await?;
         Ok(())
     }
@@ -491,29 +527,32 @@ impl Services {
     async fn check_policy(&self, db: &mut PgConnection, patch: &Value) -> Result<(), ServiceError> {
         let (all, _) = store::policy(db).await?;
         let merged = FleetPolicy::merged(&all, patch)?;
-        self.secret_versions(db, &merged).await.map(|_| ())
+        self.secret_marks(db, &merged).await.map(|_| ())
     }
 
-    async fn secret_versions(
+    async fn secret_marks(
         &self,
         db: &mut PgConnection,
         policy: &FleetPolicy,
-    ) -> Result<Vec<(String, i32)>, ServiceError> {
-        let mut versions = Vec::new();
+    ) -> Result<Vec<(String, String)>, ServiceError> {
+        let mut marks = Vec::new();
         for name in policy.secrets() {
             let row = secrets::find(db, name).await?.ok_or_else(|| {
                 ServiceError::invalid(format!(
                     "there is no secret `{name}`: make it with `cynai secrets set {name}`"
                 ))
             })?;
-            versions.push((name.to_owned(), row.version));
+            marks.push((name.to_owned(), mark(&row)));
         }
-        Ok(versions)
+        Ok(marks)
     }
 
     /// Whether the server would speak to a worker there.
     fn check_worker_url(&self, text: &str) -> Result<(), String> {
         let url = policy::base_url(text)?;
+        if METADATA.iter().any(|address| url.host_str() == Some(address)) {
+            return Err("clouds keep their metadata there".to_owned());
+        }
         worker_guard().check(&url).map_err(|refusal| refusal.to_string())
     }
 
@@ -541,6 +580,14 @@ fn later(before: Option<&str>) -> String {
     next.to_string()
 }
 
+/// A slug that no worker can have is that of none.
+fn possible(slug: &str) -> Result<(), ServiceError> {
+    if slug.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Ok(());
+    }
+    Err(ServiceError::not_found("worker", "of this id"))
+}
+
 fn only_admin(actor: &Actor) -> Result<(), ServiceError> {
     if actor.admin {
         return Ok(());
@@ -549,8 +596,6 @@ fn only_admin(actor: &Actor) -> Result<(), ServiceError> {
 }
 
 fn view(row: WorkerInfo) -> WorkerView {
-    let slots =
-        row.report.as_ref().and_then(|report| report["sandbox"]["max_concurrency"].as_u64());
     let reason = match row.status.as_str() {
         "drained" => Some(match &row.drain_reason {
             Some(reason) => format!("drained: {reason}"),
@@ -582,7 +627,7 @@ fn view(row: WorkerInfo) -> WorkerView {
         running: row.running,
         queued: row.queued,
         open_jobs: row.open_jobs,
-        slots,
+        slots: row.slots,
         drained_at: row.drained_at,
         drained_by: row.drained_by,
         drain_reason: row.drain_reason,
@@ -620,5 +665,11 @@ mod tests {
         assert!(check("https://[fd00::1]:8081"));
         assert!(!check("http://169.254.169.254"));
         assert!(!check("http://[fe80::1]"));
+        for address in METADATA {
+            assert!(
+                url::Url::parse(&format!("http://{address}"))
+                    .is_ok_and(|url| url.host_str() == Some(address))
+            );
+        }
     }
 }

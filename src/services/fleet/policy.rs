@@ -21,6 +21,8 @@ use crate::worker::node::{
 const MAX_ENTRIES: usize = 1000;
 /// Characters of one of them.
 const MAX_ENTRY: usize = 256;
+/// Secrets whose names begin so may be given to workers; an administrator must not read others that way.
+const PULL_SECRETS: &str = "pull-";
 /// Characters of the notes.
 const MAX_NOTES: usize = 2000;
 
@@ -51,7 +53,7 @@ pub struct RegistrySettings {
     pub registry_url: String,
     /// Whether images must be named by digest.
     pub require_digest_pinning: bool,
-    /// The stored secret that workers pull with.
+    /// The stored secret that workers pull with; its name begins with `pull-`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pull_token_secret: Option<String>,
 }
@@ -62,7 +64,7 @@ pub struct RegistrySettings {
 pub struct CacheSettings {
     /// `https://HOST[:PORT]`; empty where there is none.
     pub cache_url: String,
-    /// The stored secret that workers pull with.
+    /// The stored secret that workers pull with; its name begins with `pull-`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pull_token_secret: Option<String>,
 }
@@ -138,6 +140,19 @@ impl FleetPolicy {
         ] {
             if !url.is_empty() {
                 base_url(url).map_err(|problem| ServiceError::invalid_at(path, problem))?;
+            }
+        }
+        for (path, name) in [
+            ("/sandbox_registry/pull_token_secret", &self.sandbox_registry.pull_token_secret),
+            ("/model_cache/pull_token_secret", &self.model_cache.pull_token_secret),
+        ] {
+            if name.as_ref().is_some_and(|name| !name.starts_with(PULL_SECRETS)) {
+                return Err(ServiceError::invalid_at(
+                    path,
+                    format!(
+                        "only secrets whose names begin with `{PULL_SECRETS}` are given to workers"
+                    ),
+                ));
             }
         }
         if let Some(images) = &self.sandbox.allowed_images {
@@ -239,8 +254,8 @@ pub struct Content {
     pub bearer_secret: String,
     /// The policy in force.
     pub policy: FleetPolicy,
-    /// The versions of the secrets that the policy names: another version is another configuration.
-    pub secret_versions: Vec<(String, i32)>,
+    /// The secrets that the policy names, and a mark of each: another one of the name is another configuration.
+    pub secret_marks: Vec<(String, String)>,
     /// What the server is trusted by.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trust: Option<Trust>,

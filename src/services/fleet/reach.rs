@@ -4,8 +4,9 @@
 //! for one, and keeps a client and a watcher of results for each worker that has a configuration in force, also
 //! for one that gets no new jobs: it may still have some.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -27,8 +28,12 @@ use crate::worker::config::Token;
 use crate::worker::wire::SandboxRequest;
 use secrecy::ExposeSecret;
 
+/// The metric: worker machines that get jobs, and those that do not.
+const WORKERS: &str = "cynai_workers";
 /// Between two looks at the rows, when nothing tells earlier.
 const LOOK: Duration = Duration::from_secs(1);
+/// Between two looks at least: many workers that come at once are seen together.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Configurations that one look makes again.
 const DUE: i64 = 200;
 /// How long a connection to a worker may take to be made.
@@ -51,6 +56,10 @@ pub struct KnownWorker {
     pub images: Option<Vec<String>>,
     /// Directories that jobs may ask to see there; `None` when it did not say.
     pub mounts: Option<Vec<String>>,
+    /// The most that one job may use there: `memory_mb`, `processes`, `cpus`, `disk_mb`, as far as it said.
+    pub limits: BTreeMap<String, f64>,
+    /// Jobs that this process is about to give it.
+    pub sending: Arc<AtomicU64>,
 }
 
 /// What this process knows of all workers.
@@ -59,10 +68,16 @@ pub(in crate::services) struct Directory {
     local: watch::Sender<Option<Arc<KnownWorker>>>,
     enrolled: watch::Sender<Arc<Enrolled>>,
     changed: Notify,
+    /// For all workers without a certificate of their own.
+    unpinned: OnceLock<reqwest::Client>,
 }
 
 #[derive(Debug, Default)]
 struct Enrolled {
+    /// Whether the rows were looked at: until then nothing is known of who is missing.
+    looked: bool,
+    /// Whether there are workers that nothing is known of yet: one of them may be able to do more than the others.
+    unknown: bool,
     /// By name; whether it gets new jobs.
     workers: BTreeMap<String, (Arc<KnownWorker>, bool)>,
     /// The newest configuration of each.
@@ -99,9 +114,28 @@ impl KnownWorker {
         if self.images.as_ref().is_some_and(|images| !images.contains(&sandbox.image)) {
             return Some(format!("{} has no image `{}`", self.label, sandbox.image));
         }
-        let mounts = self.mounts.as_ref()?;
-        let missing = sandbox.mounts.iter().find(|mount| !mounts.contains(mount))?;
-        Some(format!("{} has no mount `{missing}`", self.label))
+        let missing = |mounts: &Vec<String>| {
+            sandbox.mounts.iter().find(|mount| !mounts.contains(mount)).cloned()
+        };
+        if let Some(mount) = self.mounts.as_ref().and_then(missing) {
+            return Some(format!("{} has no mount `{mount}`", self.label));
+        }
+        if self.slots == Some(0) {
+            return Some(format!("{} runs no jobs", self.label));
+        }
+        let wanted = sandbox.resources.unwrap_or_default();
+        #[expect(clippy::cast_precision_loss, reason = "no limit is that large")]
+        let wanted = [
+            ("memory_mb", wanted.memory_mb.map(|value| value as f64)),
+            ("processes", wanted.processes.map(|value| value as f64)),
+            ("cpus", wanted.cpus),
+            ("disk_mb", wanted.disk_mb.map(|value| value as f64)),
+        ];
+        wanted.into_iter().find_map(|(name, wanted)| {
+            let (wanted, most) = (wanted?, *self.limits.get(name)?);
+            (wanted > most)
+                .then(|| format!("{} gives a job {name} {most}, not {wanted}", self.label))
+        })
     }
 }
 
@@ -131,12 +165,13 @@ impl Services {
         sandbox: &SandboxRequest,
         patience: Duration,
     ) -> Candidates {
+        // Before the first look, so that nothing that comes in between is missed.
+        let (mut local, mut enrolled) =
+            (self.directory().local.subscribe(), self.directory().enrolled.subscribe());
         let found = self.candidates_now(sandbox);
         if !matches!(found, Candidates::NoneNow) {
             return found;
         }
-        let (mut local, mut enrolled) =
-            (self.directory().local.subscribe(), self.directory().enrolled.subscribe());
         let deadline = tokio::time::Instant::now() + patience;
         loop {
             let changed = async {
@@ -171,7 +206,7 @@ impl Services {
         if !able.is_empty() {
             return Candidates::Some(able);
         }
-        if later || lacking.is_empty() {
+        if later || lacking.is_empty() || !enrolled.looked || enrolled.unknown {
             return Candidates::NoneNow;
         }
         lacking.truncate(10);
@@ -209,26 +244,27 @@ impl Services {
                 );
             }
             while watchers.try_join_next().is_some() {}
+            tokio::time::sleep(LOOK_AGAIN).await;
             let _ = tokio::time::timeout(LOOK, self.directory().changed.notified()).await;
         }
     }
 
     async fn make_due_configs(&self) -> Result<(), ServiceError> {
-        let due = {
+        let (due, revision) = {
             let mut db = self.pool().acquire().await?;
-            store::due(&mut db, DUE).await?
+            let (_, revision) = store::policy(&mut db).await?;
+            (store::due(&mut db, DUE).await?, revision)
         };
         for worker in due {
             let mut tx = self.transaction().await?;
             if let Err(err) = self.issue_config(&mut tx, worker, false).await {
+                tracing::error!(error = &err as &dyn std::error::Error, worker.id = %worker, "a worker's configuration could not be made");
                 if matches!(err, ServiceError::Unavailable { .. } | ServiceError::Internal(_)) {
-                    return Err(err);
+                    continue;
                 }
                 // Until the policy or a secret changes, trying again would change nothing.
-                tracing::error!(error = &err as &dyn std::error::Error, worker.id = %worker, "a worker's configuration could not be made");
                 drop(tx);
                 tx = self.transaction().await?;
-                let (_, revision) = store::policy(&mut tx).await?;
                 store::made(&mut tx, worker, revision).await?;
             }
             crash::commit(tx, "worker config made").await?;
@@ -245,19 +281,26 @@ impl Services {
             let mut db = self.pool().acquire().await?;
             store::heads(&mut db, self.fleet().stale_after).await?
         };
+        let there: HashSet<WorkerId> = heads.iter().map(|head| head.worker_id).collect();
         watched.retain(|worker, watched| {
-            let there = heads.iter().any(|head| head.worker_id == *worker);
+            let there = there.contains(worker);
             if !there {
                 watched.watcher.abort();
             }
             there
         });
-        let mut next = Enrolled::default();
+        let active = heads.iter().filter(|head| head.active).count();
+        for (state, count) in [("active", active), ("other", heads.len() - active)] {
+            #[expect(clippy::cast_precision_loss, reason = "there are far fewer workers")]
+            metrics::gauge!(WORKERS, "state" => state).set(count as f64);
+        }
+        let mut next = Enrolled { looked: true, ..Enrolled::default() };
         for head in heads {
             if let Some(version) = &head.issued_version {
                 next.versions.insert(head.worker_id, version.clone());
             }
             if head.config_version.is_none() {
+                next.unknown = true;
                 continue;
             }
             let same = watched.get(&head.worker_id).is_some_and(|watched| {
@@ -266,7 +309,8 @@ impl Services {
             });
             if !same && let Err(err) = self.reach(&head, watched, watchers).await {
                 tracing::warn!(error = &err as &dyn std::error::Error, worker.id = %head.worker_id, "a worker cannot be spoken to");
-                continue;
+                // What was known of it before is better than nothing.
+                next.unknown = true;
             }
             if let Some(watched) = watched.get(&head.worker_id) {
                 let known = Arc::clone(&watched.known);
@@ -274,7 +318,8 @@ impl Services {
             }
         }
         self.directory().enrolled.send_if_modified(|enrolled| {
-            let same = enrolled.versions == next.versions
+            let same = (enrolled.looked, enrolled.unknown) == (next.looked, next.unknown)
+                && enrolled.versions == next.versions
                 && enrolled.workers.len() == next.workers.len()
                 && enrolled.workers.iter().zip(&next.workers).all(|(old, new)| {
                     old.0 == new.0 && old.1.1 == new.1.1 && Arc::ptr_eq(&old.1.0, &new.1.0)
@@ -285,6 +330,20 @@ impl Services {
             !same
         });
         Ok(())
+    }
+
+    /// Goes only where workers may be, follows nothing, and accepts the pinned certificate alone where there is one.
+    fn worker_http(&self, server_cert: Option<&str>) -> Result<reqwest::Client, reqwest::Error> {
+        let bounds = Bounds { connect: CONNECT, idle: IDLE, total: None, ..Bounds::default() };
+        let Some(pem) = server_cert else {
+            if let Some(shared) = self.directory().unpinned.get() {
+                return Ok(shared.clone());
+            }
+            let client = worker_guard().builder(&bounds).build()?;
+            return Ok(self.directory().unpinned.get_or_init(|| client).clone());
+        };
+        let pinned = reqwest::Certificate::from_pem(pem.as_bytes())?;
+        worker_guard().builder(&bounds).tls_certs_only([pinned]).https_only(true).build()
     }
 
     /// Makes a client for a worker as it is now, and has its results fetched with it.
@@ -306,20 +365,33 @@ impl Services {
             message: format!("the bearer token of the worker {} does not open", reach.slug),
             source: Some(Box::new(err)),
         })?;
-        let http = client(reach.server_cert.as_deref()).map_err(ServiceError::internal)?;
+        let http =
+            self.worker_http(reach.server_cert.as_deref()).map_err(ServiceError::internal)?;
         let client =
             WorkerClient::new(content.target_url, Token::new(bearer.expose_secret()), http);
         let sandbox = reach.report.as_ref().map(|report| &report["sandbox"]);
+        let mut images = sandbox.and_then(|sandbox| words(&sandbox["images"]));
+        if let (Some(images), Some(allowed)) = (&mut images, &content.policy.sandbox.allowed_images)
+        {
+            images.retain(|image| allowed.contains(image));
+        }
+        let supported = sandbox.is_none_or(|sandbox| sandbox["supported"] != false);
         let known = Arc::new(KnownWorker {
             name: name_of(head.worker_id),
             label: reach.slug,
             client,
-            slots: sandbox.and_then(|sandbox| sandbox["max_concurrency"].as_u64()),
-            images: sandbox.and_then(|sandbox| words(&sandbox["images"])),
+            slots: if supported {
+                sandbox.and_then(|sandbox| sandbox["max_concurrency"].as_u64())
+            } else {
+                Some(0)
+            },
+            images,
             mounts: sandbox.and_then(|sandbox| words(&sandbox["mounts"])),
+            limits: sandbox.map(|sandbox| numbers(&sandbox["limits"])).unwrap_or_default(),
+            sending: Arc::default(),
         });
         let (services, watching) = (self.clone(), Arc::clone(&known));
-        let watcher = watchers.spawn(async move { services.watch_worker(&watching).await });
+        let watcher = watchers.spawn(async move { services.watch_results(&watching).await });
         let now = Watched {
             config_version: head.config_version.clone(),
             received_at: head.received_at,
@@ -333,17 +405,9 @@ impl Services {
     }
 }
 
-/// Goes only where workers may be, follows nothing, and accepts the pinned certificate alone where there is one.
-fn client(server_cert: Option<&str>) -> Result<reqwest::Client, reqwest::Error> {
-    let bounds = Bounds { connect: CONNECT, idle: IDLE, total: None, ..Bounds::default() };
-    let builder = worker_guard().builder(&bounds);
-    match server_cert {
-        Some(pem) => {
-            let pinned = reqwest::Certificate::from_pem(pem.as_bytes())?;
-            builder.tls_certs_only([pinned]).https_only(true).build()
-        }
-        None => builder.build(),
-    }
+fn numbers(object: &Value) -> BTreeMap<String, f64> {
+    let fields = object.as_object().into_iter().flatten();
+    fields.filter_map(|(name, value)| Some((name.clone(), value.as_f64()?))).collect()
 }
 
 fn words(list: &Value) -> Option<Vec<String>> {

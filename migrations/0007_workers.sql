@@ -26,6 +26,8 @@ create table workers (
   config_ack_error  text
 );
 
+create index workers_patched on workers (worker_id) where patch <> '{}';
+
 -- What a worker said last of what it can do, whole.
 create table worker_reports (
   worker_id   uuid primary key references workers on delete cascade,
@@ -48,9 +50,10 @@ create table worker_tokens (
   hash       bytea primary key,
   worker_id  uuid not null references workers on delete cascade,
   created_at timestamptz not null,
-  expires_at timestamptz not null
+  expires_at timestamptz not null,
+  used       boolean not null default false
 );
-create index worker_tokens_worker on worker_tokens (worker_id);
+create index worker_tokens_worker on worker_tokens (worker_id, created_at);
 
 -- Configurations, without their secrets: those are named, and opened when a worker fetches it.
 create table worker_configs (
