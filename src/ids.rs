@@ -65,6 +65,8 @@ id!(/// One sandboxed execution on a worker.
     JobId);
 id!(/// A driver process's installation; with its epoch it names one life of that process.
     InstanceId);
+id!(/// A worker machine's row; people know it by its slug.
+    WorkerId);
 id!(/// One activation's durable name: a hash of thread, namespace, branch, planning sequence, node and
     /// item index. It holds no attempt and no run, so it survives restart, retry and resume.
     TaskId);
@@ -76,3 +78,4 @@ minted!(UserId);
 minted!(TokenId);
 minted!(JobId);
 minted!(InstanceId);
+minted!(WorkerId);

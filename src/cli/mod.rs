@@ -25,6 +25,7 @@ mod token;
 mod tools;
 mod webhooks;
 mod worker;
+mod workers;
 
 use std::process::ExitCode;
 
@@ -72,6 +73,8 @@ enum Command {
     Config(config::ConfigArgs),
     /// Check, draw, describe and test graph files.
     Graph(graph::GraphArgs),
+    /// List, configure, drain and remove worker machines.
+    Workers(workers::WorkersArgs),
     /// Run the agent of a worker machine: accepts jobs and runs them in sandboxes.
     Worker(worker::WorkerArgs),
 }
@@ -100,6 +103,7 @@ pub fn main() -> ExitCode {
             Command::Serve(args) => serve::run(*args).await,
             Command::Config(args) => config::run(&args),
             Command::Graph(args) => graph::run(args).await,
+            Command::Workers(args) => workers::run(args).await,
             Command::Worker(args) => worker::run(args).await,
         }
     });

@@ -1,5 +1,6 @@
 //! `cynai serve`: the whole system in one process, with a private database unless told otherwise.
 
+use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::str::FromStr;
@@ -16,7 +17,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::SystemClock;
-use crate::config::sections::RetentionConfig;
+use crate::config::sections::{FleetSection, RetentionConfig};
 use crate::config::tools::ToolsConfig;
 use crate::config::{
     ConfigError, DatabaseConfig, LocalWorkerConfig, LogFormat, ServeArgs, ServeConfig,
@@ -36,7 +37,7 @@ use crate::nodes::tool::Tool;
 use crate::nodes::webhook::Webhook;
 use crate::nodes::{Registry, StoredNames, builtin};
 use crate::services::catalog::GraphCatalog;
-use crate::services::jobs::KnownWorker;
+use crate::services::fleet::{FleetConfig, KnownWorker};
 use crate::services::secrets::Vault;
 use crate::services::{Egress, ServiceLimits, Services};
 use crate::store::connect;
@@ -117,6 +118,7 @@ async fn serve(
         vault: open_vault(config),
         webhooks: Guard::new(super::config::check_allowed(&config.file)?),
     });
+    services.set_fleet(fleet(&config.file.fleet)?);
     services.check_secrets().await?;
     services.set_builtin(builtin::graphs(&stored)?);
     let tools = ToolsConfig::new(config.file.mcp_servers.clone(), config.data_dir.join("tools"));
@@ -157,6 +159,10 @@ async fn serve(
     background.spawn(async move { signals.run(direct).await });
     let dead = services.clone();
     background.spawn(async move { dead.watch_dead_servers().await });
+    let stops = services.clone();
+    background.spawn(async move { stops.watch_stops().await });
+    let fleet = services.clone();
+    background.spawn(async move { fleet.watch_fleet().await });
     let worker_name = format!("local:{}", instance.id);
     match &config.local_worker {
         Some(worker) => {
@@ -186,6 +192,24 @@ fn open_vault(config: &ServeConfig) -> Vault {
         Ok(ring) => Vault::Open(Arc::new(ring)),
         Err(err) => Vault::Closed(format!("{:#}", anyhow::Error::new(err))),
     }
+}
+
+fn fleet(section: &FleetSection) -> anyhow::Result<FleetConfig> {
+    let usual = FleetConfig::default();
+    let ca_bundle_pem = match &section.ca_bundle_file {
+        Some(path) => Some(std::fs::read_to_string(path).with_context(|| {
+            format!("`fleet.ca_bundle_file`: {} cannot be read", path.display())
+        })?),
+        None => None,
+    };
+    Ok(FleetConfig {
+        registration_keys: section.registration_keys.clone().unwrap_or(usual.registration_keys),
+        public_url: section.public_url.clone(),
+        heartbeat: section.heartbeat(),
+        stale_after: section.stale_after(),
+        node_token: section.node_token.unwrap_or(usual.node_token),
+        ca_bundle_pem,
+    })
 }
 
 fn retention(config: &RetentionConfig) -> Retention {
@@ -261,13 +285,22 @@ async fn keep_worker(services: &Services, name: String, config: WorkerConfig) {
                 );
                 let client =
                     WorkerClient::new(worker.base_url(), worker.token().clone(), http.clone());
-                let known = KnownWorker { name: name.clone(), client };
-                services.set_worker(Some(known.clone()));
+                let known = KnownWorker {
+                    name: name.clone(),
+                    label: "local".to_owned(),
+                    client,
+                    slots: u64::try_from(config.slots()).ok(),
+                    images: Some(config.image_names()),
+                    mounts: Some(config.mounts.keys().cloned().collect()),
+                    limits: BTreeMap::new(),
+                    sending: Arc::default(),
+                };
+                services.set_local_worker(Some(known.clone()));
                 tokio::select! {
                     ended = worker.exited() => tracing::warn!(?ended, "the local worker ended; it is started again"),
-                    () = services.watch_worker(&known) => {}
+                    () = services.watch_results(&known) => {}
                 }
-                services.set_worker(None);
+                services.set_local_worker(None);
             }
             Err(err) => tracing::error!(
                 error = &err as &dyn std::error::Error,

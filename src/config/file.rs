@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_saphyr::{Error as YamlError, Options};
 
 use super::models::ModelsConfig;
-use super::sections::{RetentionConfig, SecretsConfig, WebhooksConfig};
+use super::sections::{FleetSection, RetentionConfig, SecretsConfig, WebhooksConfig};
 use super::tools::ToolServers;
 use super::values::section;
 
@@ -44,6 +44,9 @@ pub struct ConfigFile {
     /// How long things are kept.
     #[serde(deserialize_with = "section")]
     pub retention: RetentionConfig,
+    /// Worker machines that register themselves.
+    #[serde(deserialize_with = "section")]
+    pub fleet: FleetSection,
 }
 
 /// A file that cannot be used.
@@ -140,7 +143,8 @@ impl ConfigFile {
     fn check(&self) -> Result<(), (String, String)> {
         self.models.check().map_err(|err| (err.field, err.problem))?;
         self.webhooks.check()?;
-        self.retention.check()
+        self.retention.check()?;
+        self.fleet.check()
     }
 }
 

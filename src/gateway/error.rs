@@ -127,6 +127,9 @@ impl From<ServiceError> for ApiError {
             ServiceError::BadRequest(_) => {
                 Self::new(StatusCode::BAD_REQUEST, "bad_request", message)
             }
+            ServiceError::UnsupportedVersion(_) => {
+                Self::new(StatusCode::BAD_REQUEST, "unsupported_payload_version", message)
+            }
             ServiceError::Conflict(_) => Self::new(StatusCode::CONFLICT, "conflict", message),
             ServiceError::TooLarge(_) => too_large(message),
             ServiceError::TooMany { retry_after, .. } => {

@@ -62,5 +62,9 @@ fn describe() {
         "cynai_webhook_attempts_total",
         "Attempts to tell the end of a run, by outcome"
     );
+    metrics::describe_gauge!(
+        "cynai_workers",
+        "Worker machines that get jobs, and those that do not"
+    );
     metrics::describe_counter!(PANICS, "Requests whose handler panicked");
 }

@@ -15,6 +15,7 @@ mod extract;
 mod meta;
 pub mod metrics;
 mod models;
+mod nodes;
 pub mod openapi;
 pub mod origin;
 mod run_request;
@@ -66,6 +67,8 @@ pub struct GatewayConfig {
     pub origin: OriginPolicy,
     /// Whether /metrics answers without a token.
     pub public_metrics: bool,
+    /// How clients reach this server: `http` or `https`.
+    pub scheme: &'static str,
 }
 
 impl Default for GatewayConfig {
@@ -78,6 +81,7 @@ impl Default for GatewayConfig {
             drain: Duration::from_secs(10),
             origin: OriginPolicy { loopback: true, ..OriginPolicy::default() },
             public_metrics: false,
+            scheme: "http",
         }
     }
 }
@@ -149,7 +153,8 @@ pub fn router(gateway: Gateway) -> Router {
         .with_state(gateway)
 }
 
-/// Three kinds of routes: open ones; those that answer soon; those that take as long as a run.
+/// Four kinds of routes: open ones; those that answer soon; those that take as long as a run; those of workers, which
+/// have tokens of their own.
 fn routes(gateway: &Gateway) -> OpenApiRouter<Gateway> {
     let soon = OpenApiRouter::with_openapi(openapi::base())
         .merge(assistants::routes())
@@ -161,6 +166,7 @@ fn routes(gateway: &Gateway) -> OpenApiRouter<Gateway> {
         .merge(tools::routes())
         .merge(secrets::routes())
         .merge(webhooks::routes())
+        .merge(nodes::routes())
         .merge(meta::private_routes(gateway.config().public_metrics))
         .route_layer(from_fn_with_state(gateway.clone(), edge::bound_time));
     let long = OpenApiRouter::new()
@@ -170,6 +176,11 @@ fn routes(gateway: &Gateway) -> OpenApiRouter<Gateway> {
         .merge(models::long_routes());
     soon.merge(long)
         .route_layer(from_fn_with_state(gateway.clone(), auth::authenticate))
+        .merge(
+            nodes::worker_routes()
+                .route_layer(from_fn_with_state(gateway.clone(), edge::bound_time)),
+        )
+        .merge(nodes::worker_long_routes())
         .merge(meta::public_routes(gateway.config().public_metrics))
 }
 

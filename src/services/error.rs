@@ -30,6 +30,9 @@ pub enum ServiceError {
     /// The request cannot be understood (400).
     #[error("{0}")]
     BadRequest(String),
+    /// The payload has a version that this server does not read (400).
+    #[error("{0}")]
+    UnsupportedVersion(String),
     /// The thing is not in a state that allows this (409).
     #[error("{0}")]
     Conflict(String),

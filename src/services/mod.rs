@@ -15,6 +15,7 @@ mod checks;
 pub mod drawing;
 mod effects;
 pub mod error;
+pub mod fleet;
 mod gathered;
 mod health;
 pub mod jobs;
@@ -64,7 +65,8 @@ struct Inner {
     tokens: TokenCache,
     versions: Graphs,
     env: Value,
-    workers: jobs::Workers,
+    directory: fleet::Directory,
+    fleet: OnceLock<fleet::FleetConfig>,
     tools: OnceLock<Tools>,
     models: OnceLock<Models>,
     egress: OnceLock<Egress>,
@@ -150,7 +152,8 @@ impl Services {
             tails: tail::Tails::default(),
             tokens: TokenCache::default(),
             env,
-            workers: jobs::Workers::default(),
+            directory: fleet::Directory::default(),
+            fleet: OnceLock::new(),
             tools: OnceLock::new(),
             models: OnceLock::new(),
             egress: OnceLock::new(),
@@ -227,8 +230,8 @@ impl Services {
         &self.egress().vault
     }
 
-    fn workers(&self) -> &jobs::Workers {
-        &self.0.workers
+    fn directory(&self) -> &fleet::Directory {
+        &self.0.directory
     }
 
     fn env(&self) -> &Value {

@@ -9,16 +9,17 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
+use sha2::{Digest, Sha256};
 use utoipa::ToSchema;
 
-use super::Services;
 use super::api::{Actor, instant, optional_instant};
 use super::error::ServiceError;
+use super::{Services, fleet};
 use crate::config::values::{SecretSource, environment_secret};
 use crate::egress::vault::{KeyId, KeyRing, Place, Sealed, VaultError};
 use crate::ids::UserId;
 use crate::store::secrets::{self as store, SecretInfo, SecretRow};
-use crate::store::{StoreError, crash};
+use crate::store::{StoreError, crash, workers};
 
 /// Bytes of one value.
 pub const MAX_VALUE_BYTES: usize = 64 << 10;
@@ -140,18 +141,24 @@ impl Services {
         name: &str,
         value: &SecretString,
     ) -> Result<(), ServiceError> {
-        let mut db = self.pool().acquire().await?;
         for _ in 0..TRIES {
+            let mut db = self.pool().acquire().await?;
             let before = store::find(&mut db, name).await?.map(|row| row.version);
-            if before.is_none() && store::count(&mut db).await? >= MAX_SECRETS {
+            if before.is_none() && store::count_but(&mut db, fleet::SECRETS).await? >= MAX_SECRETS {
                 return Err(ServiceError::Conflict(format!(
                     "there are {MAX_SECRETS} secrets, which is the limit: delete one first"
                 )));
             }
             let version = before.unwrap_or(0) + 1;
+            // Whoever holds a connection must not wait for another.
+            drop(db);
             let row = self.sealed(name, version, value).map_err(closed)?;
-            let put = store::put(&mut db, &row, owner, self.clock().now());
-            if crash::around("secret set", put).await? {
+            let mut tx = self.transaction().await?;
+            if store::put(&mut tx, &row, owner, self.clock().now()).await? {
+                // Workers may be configured with it.
+                workers::secret_changed(&mut tx, name).await?;
+                crash::commit(tx, "secret set").await?;
+                self.fleet_changed();
                 return Ok(());
             }
         }
@@ -196,6 +203,7 @@ impl Services {
     /// Deletes a secret. Only an admin may.
     pub async fn delete_secret(&self, actor: &Actor, name: &str) -> Result<(), ServiceError> {
         only_admin(actor)?;
+        check_name(name)?;
         let mut db = self.pool().acquire().await?;
         if !crash::around("secret deleted", store::delete(&mut db, name)).await? {
             return Err(ServiceError::not_found("secret", name));
@@ -247,16 +255,23 @@ impl Services {
             SecretSource::Env(name) => {
                 environment_secret(name).ok_or_else(|| SecretError::NoVariable(name.clone()))
             }
-            SecretSource::Secret(name) => {
-                let ring = self.ring().map_err(SecretError::Closed)?;
-                let mut db = self.pool().acquire().await?;
-                let row = store::find(&mut db, name).await?;
-                let row = row.ok_or_else(|| SecretError::Missing(name.clone()))?;
-                let SecretRow { version, key_id, wrapped, sealed, .. } = row;
-                let sealed = Sealed { key_id, wrapped, sealed };
-                Ok(ring.open(Place { name, version }, &sealed)?)
-            }
+            SecretSource::Secret(name) => Ok(self.stored_secret(name).await?.0),
         }
+    }
+
+    /// The value of a stored secret, and what tells it from others that have or had its name.
+    pub(super) async fn stored_secret(
+        &self,
+        name: &str,
+    ) -> Result<(SecretString, String), SecretError> {
+        let ring = self.ring().map_err(SecretError::Closed)?;
+        let mut db = self.pool().acquire().await?;
+        let row = store::find(&mut db, name).await?;
+        let row = row.ok_or_else(|| SecretError::Missing(name.to_owned()))?;
+        let mark = mark(&row);
+        let SecretRow { version, key_id, wrapped, sealed, .. } = row;
+        let sealed = Sealed { key_id, wrapped, sealed };
+        Ok((ring.open(Place { name, version }, &sealed)?, mark))
     }
 
     /// Tells the operator, in the log, of secrets that cannot be opened. A server starts all the same.
@@ -312,6 +327,12 @@ fn check_name(name: &str) -> Result<(), ServiceError> {
         && name.as_bytes().first().is_some_and(word)
         && name.bytes().all(|byte| word(&byte) || b"._-".contains(&byte))
         && name != "rotate";
+    if good && name.starts_with(fleet::SECRETS) {
+        return Err(ServiceError::invalid_at(
+            "/name",
+            format!("names that begin with `{}` are the server's own", fleet::SECRETS),
+        ));
+    }
     if good {
         return Ok(());
     }
@@ -319,6 +340,12 @@ fn check_name(name: &str) -> Result<(), ServiceError> {
         "/name",
         "a secret's name is 1 to 128 letters, digits, `.`, `_` and `-`, beginning with a letter or digit, and not `rotate`",
     ))
+}
+
+/// Tells a stored secret from others that have or had its name: each sealing differs.
+pub(super) fn mark(row: &SecretRow) -> String {
+    let hash = Sha256::digest(&row.sealed);
+    hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn view(row: SecretInfo) -> SecretView {

@@ -34,6 +34,8 @@ pub struct NewJob<'a> {
     pub task_id: TaskId,
     /// The node's name.
     pub node: &'a str,
+    /// The worker that it is about to be given to, when one was chosen.
+    pub worker: Option<&'a str>,
     /// Which attempt.
     pub attempt: i32,
     /// JSON of the request.
@@ -67,8 +69,8 @@ pub async fn begin(db: &mut PgConnection, job: &NewJob<'_>) -> Result<bool, Stor
             where h.run_id = $2 and h.fence = $4 and h.status = 'running' for no key update of h),
          j as (
            insert into jobs (job_id, run_id, thread_id, user_id, namespace, branch, seq, task_id, attempt, node,
-                             status, request, created_at)
-           select $1, run_id, $3, user_id, $5, $6, $7, $8, $9, $10, 'intent', $11, cynai_now() from gate
+                             worker, status, request, created_at)
+           select $1, run_id, $3, user_id, $5, $6, $7, $8, $9, $10, $13, 'intent', $11, cynai_now() from gate
            on conflict (job_id) do nothing)
          insert into pending (thread_id, namespace, branch, seq, task_id, run_id, node, kind, attempt, data)
          select $3, $5, $6, $7, $8, run_id, $10, 'job', $9, $12 from gate
@@ -87,6 +89,7 @@ pub async fn begin(db: &mut PgConnection, job: &NewJob<'_>) -> Result<bool, Stor
         job.node,
         job.request,
         job.wait,
+        job.worker,
     )
     .execute(db)
     .await?;
@@ -107,21 +110,51 @@ pub async fn find(db: &mut PgConnection, job: JobId) -> Result<Option<JobRow>, S
     Ok(row)
 }
 
-/// A worker has accepted a job. Nothing changes when it has been settled or cancelled meanwhile.
-pub async fn sent(db: &mut PgConnection, job: JobId, worker: &str) -> Result<(), StoreError> {
+/// Stores who is about to be given a job in place of `before`, or with `None` that nobody has it. False: it is not to be
+/// sent by this process any more.
+pub async fn assign(
+    db: &mut PgConnection,
+    job: JobId,
+    fence: i64,
+    before: Option<&str>,
+    worker: Option<&str>,
+) -> Result<bool, StoreError> {
+    let result = sqlx::query!(
+        "update jobs j set worker = $2 from heads h
+          where j.job_id = $1 and j.status = 'intent' and j.worker is not distinct from $3
+            and h.run_id = j.run_id and h.fence = $4 and h.status = 'running'",
+        job as JobId,
+        worker,
+        before,
+        fence,
+    )
+    .execute(db)
+    .await?;
+    Ok(result.rows_affected() == 1)
+}
+
+/// A worker has accepted a job. Nothing changes when it has been settled meanwhile. False: it was given to another one.
+pub async fn sent(db: &mut PgConnection, job: JobId, worker: &str) -> Result<bool, StoreError> {
     sqlx::query!(
         "with j as (
-           update jobs set worker = $2, sent_at = coalesce(sent_at, cynai_now()),
+           update jobs set sent_at = coalesce(sent_at, cynai_now()),
                   status = case when status = 'intent' then 'sent' when status = 'canceled' then 'canceling' else status end
-            where job_id = $1 and status in ('intent', 'sent', 'canceled') and ended_at is null
+            where job_id = $1 and worker = $2 and status in ('intent', 'sent', 'canceled') and ended_at is null
            returning run_id, task_id)
          update pending p set due = null from j where p.run_id = j.run_id and p.task_id = j.task_id and not p.settled",
         job as JobId,
         worker,
     )
-    .execute(db)
+    .execute(&mut *db)
     .await?;
-    Ok(())
+    Ok(sqlx::query_scalar!(
+        r#"select coalesce(worker = $2, false) as "same!" from jobs where job_id = $1"#,
+        job as JobId,
+        worker,
+    )
+    .fetch_optional(db)
+    .await?
+    .unwrap_or(false))
 }
 
 /// No worker could take the job: its run wakes after a while to try again.
@@ -201,21 +234,55 @@ pub async fn settle(
     queue::settle(db, row.run_id, row.task_id, result).await
 }
 
-/// Jobs that a worker was given and that have not ended; with `canceling`, those of them that are to be stopped.
-pub async fn open_on(
+/// Jobs that a worker accepted and that have not ended.
+pub async fn sent_to(db: &mut PgConnection, worker: &str) -> Result<Vec<JobId>, StoreError> {
+    let jobs = sqlx::query_scalar!(
+        r#"select job_id as "job_id: JobId" from jobs where worker = $1 and status = 'sent' order by job_id"#,
+        worker,
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(jobs)
+}
+
+/// Jobs that a worker was or may have been given, and that have not ended.
+pub async fn given_to(db: &mut PgConnection, worker: &str) -> Result<Vec<JobId>, StoreError> {
+    let jobs = sqlx::query_scalar!(
+        r#"select job_id as "job_id: JobId" from jobs
+            where worker = $1 and status in ('intent', 'sent', 'canceling') order by job_id"#,
+        worker,
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(jobs)
+}
+
+/// Jobs on workers that were removed: nobody will hear of them.
+pub async fn on_removed_workers(
     db: &mut PgConnection,
-    worker: &str,
-    canceling: bool,
     limit: i64,
-) -> Result<Vec<JobRow>, StoreError> {
+) -> Result<Vec<JobId>, StoreError> {
+    let jobs = sqlx::query_scalar!(
+        r#"select j.job_id as "job_id: JobId" from jobs j
+            where j.status in ('intent', 'sent', 'canceling') and j.worker like 'worker:%'
+              and not exists (select 1 from workers w where j.worker = 'worker:' || w.worker_id)
+            order by j.job_id limit $1"#,
+        limit,
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(jobs)
+}
+
+/// Jobs that workers were given and that are to be stopped, at most so many of each.
+pub async fn canceling(db: &mut PgConnection, limit: i64) -> Result<Vec<JobRow>, StoreError> {
     let rows = sqlx::query_as!(
         JobRow,
         r#"select job_id as "job_id: JobId", run_id as "run_id: RunId", task_id as "task_id: TaskId", status, worker,
                   request
-             from jobs where worker = $1 and status = case when $2 then 'canceling' else 'sent' end
-            order by job_id limit $3"#,
-        worker,
-        canceling,
+             from (select distinct worker as name from jobs where status = 'canceling') w,
+                  lateral (select * from jobs where worker = w.name and status = 'canceling'
+                            order by job_id limit $1) j"#,
         limit,
     )
     .fetch_all(db)
@@ -227,7 +294,7 @@ pub async fn open_on(
 pub async fn on_dead_servers(db: &mut PgConnection, limit: i64) -> Result<Vec<JobId>, StoreError> {
     let jobs = sqlx::query_scalar!(
         r#"select j.job_id as "job_id: JobId" from jobs j join instances i on j.worker = 'local:' || i.instance_id
-            where j.status in ('sent', 'canceling') and i.deadline < cynai_now()
+            where j.status in ('intent', 'sent', 'canceling') and i.deadline < cynai_now()
             order by j.job_id limit $1"#,
         limit,
     )

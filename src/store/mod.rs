@@ -31,6 +31,7 @@ pub mod threads;
 pub mod tools;
 pub mod transaction;
 pub mod webhooks;
+pub mod workers;
 
 /// Why a statement did not do what it was for.
 #[derive(Debug, thiserror::Error)]

@@ -317,7 +317,7 @@ pub async fn finish_all(
                from h where r.run_id = h.run_id
              returning r.run_id, r.webhook),
            j as (
-             update jobs j set status = case j.status when 'intent' then 'canceled' else 'canceling' end
+             update jobs j set status = case when j.worker is null then 'canceled' else 'canceling' end
                from h where j.run_id = h.run_id and j.status in ('intent', 'sent')),
            e as (
              update effects e set status = 'unknown', ended_at = cynai_now(), outcome = convert_to(

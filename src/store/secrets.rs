@@ -99,9 +99,14 @@ pub async fn list(
     Ok(rows)
 }
 
-/// How many there are.
-pub async fn count(db: &mut PgConnection) -> Result<i64, StoreError> {
-    Ok(sqlx::query_scalar!(r#"select count(*) as "count!" from secrets"#).fetch_one(db).await?)
+/// How many there are whose names do not begin so.
+pub async fn count_but(db: &mut PgConnection, prefix: &str) -> Result<i64, StoreError> {
+    Ok(sqlx::query_scalar!(
+        r#"select count(*) as "count!" from secrets where not starts_with(name, $1)"#,
+        prefix
+    )
+    .fetch_one(db)
+    .await?)
 }
 
 /// How many each master key holds.
@@ -118,6 +123,12 @@ pub async fn by_key(db: &mut PgConnection) -> Result<Vec<(String, i64)>, StoreEr
 pub async fn delete(db: &mut PgConnection, name: &str) -> Result<bool, StoreError> {
     let result = sqlx::query!("delete from secrets where name = $1", name).execute(db).await?;
     Ok(result.rows_affected() == 1)
+}
+
+/// Deletes all secrets whose names begin so.
+pub async fn delete_prefix(db: &mut PgConnection, prefix: &str) -> Result<(), StoreError> {
+    sqlx::query!("delete from secrets where starts_with(name, $1)", prefix).execute(db).await?;
+    Ok(())
 }
 
 /// Locks the next secrets that are not under `key_id`, by name, after `after`.

@@ -51,6 +51,17 @@ pub enum ClientError {
 }
 
 impl ClientError {
+    /// Whether the worker certainly took nothing: there was no connection, or it did not know who asked.
+    #[must_use]
+    pub fn nothing_was_sent(&self) -> bool {
+        match self {
+            Self::Unauthorized | Self::Refused { .. } | Self::Busy { .. } => true,
+            Self::Unreachable { source, .. } => {
+                source.as_ref().is_some_and(|err| err.is_connect() || err.is_builder())
+            }
+        }
+    }
+
     /// The problem document's type, without its prefix, when the worker sent one.
     #[must_use]
     pub fn problem_kind(&self) -> Option<&str> {

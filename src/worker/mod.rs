@@ -9,6 +9,7 @@
 //! **Invariant:** no command runs outside a sandbox; where the sandbox does not work, jobs are refused.
 
 pub mod config;
+pub mod node;
 pub mod wire;
 
 pub mod sandbox;

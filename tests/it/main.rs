@@ -22,6 +22,7 @@ mod crash_random;
 mod egress;
 mod examples;
 mod faults;
+mod fleet;
 mod gateway;
 mod kit;
 mod models;
