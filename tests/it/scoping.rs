@@ -118,6 +118,8 @@ fn body(method: &Method, path: &str) -> Value {
         (_, path) if path.ends_with("/events") => json!({"name": "e"}),
         (_, path) if path.ends_with("/state/checkpoint") => json!({"checkpoint": {}}),
         (_, path) if path.ends_with("/state") => json!({"values": {"n": 1}}),
+        (_, path) if path.ends_with("/login") => json!({"redirect_uri": "http://127.0.0.1:1/"}),
+        (_, path) if path.ends_with("/login/finish") => json!({"led_to": "http://127.0.0.1:1/"}),
         _ => json!({}),
     }
 }
