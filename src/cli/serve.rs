@@ -157,12 +157,7 @@ async fn serve(
     let mut background = JoinSet::new();
     let (signals, direct) = (Arc::clone(services.hub()), database.direct.clone());
     background.spawn(async move { signals.run(direct).await });
-    let dead = services.clone();
-    background.spawn(async move { dead.watch_dead_servers().await });
-    let stops = services.clone();
-    background.spawn(async move { stops.watch_stops().await });
-    let fleet = services.clone();
-    background.spawn(async move { fleet.watch_fleet().await });
+    watch_workers(&services, &mut background);
     let worker_name = format!("local:{}", instance.id);
     match &config.local_worker {
         Some(worker) => {
@@ -192,6 +187,14 @@ fn open_vault(config: &ServeConfig) -> Vault {
         Ok(ring) => Vault::Open(Arc::new(ring)),
         Err(err) => Vault::Closed(format!("{:#}", anyhow::Error::new(err))),
     }
+}
+
+/// What every server does for jobs and workers, whoever started them.
+fn watch_workers(services: &Services, background: &mut JoinSet<()>) {
+    let (dead, stops, fleet) = (services.clone(), services.clone(), services.clone());
+    background.spawn(async move { dead.watch_dead_servers().await });
+    background.spawn(async move { stops.watch_stops().await });
+    background.spawn(async move { fleet.watch_fleet().await });
 }
 
 fn fleet(section: &FleetSection) -> anyhow::Result<FleetConfig> {
