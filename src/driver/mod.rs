@@ -232,6 +232,8 @@ impl Driver {
         };
         self.shared.authority.hold_until(asked + config.lease);
         tracing::info!(instance = %config.instance, epoch, "the driver has its lease");
+        // A driver that was alone until now leaves what its process accepts to the queue from here on.
+        self.shared.signals.driver_began();
         self.leased.store(true, Ordering::Relaxed);
         let mut runs = JoinSet::new();
         let end = tokio::select! {
@@ -365,6 +367,7 @@ impl Driver {
                     rounds.claim |= full;
                 }
                 () = self.intake.wait() => {}
+                () = self.shared.signals.wait_driver() => swept = None,
                 run = ended.recv() => self.heard_end(epoch, run).await,
                 () = self.shared.signals.wait_queued(), if !more => rounds.claim = true,
                 // A run was parked until a time, or a suspect has proved harmless.

@@ -287,6 +287,10 @@ pub async fn finish(
     Ok(ended.into_iter().next().map(|(_, ended)| ended))
 }
 
+fn column<'a, T>(runs: &'a [ToEnd<'a>], of: impl Fn(&'a ToEnd<'a>) -> T) -> Vec<T> {
+    runs.iter().map(of).collect()
+}
+
 /// Ends runs of different threads under their fences, and promotes the next run of each thread. Answers what became of
 /// those that have ended by this; the others had ended already or are somebody else's.
 ///
@@ -296,9 +300,6 @@ pub async fn finish_all(
     db: &mut PgConnection,
     runs: &[ToEnd<'_>],
 ) -> Result<Vec<(RunId, Ended)>, StoreError> {
-    fn column<'a, T>(runs: &'a [ToEnd<'a>], of: impl Fn(&'a ToEnd<'a>) -> T) -> Vec<T> {
-        runs.iter().map(of).collect()
-    }
     let rows = sqlx::query!(
         r#"with b as (
              select * from unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::text[], $5::bytea[], $6::bytea[], $7::text[],

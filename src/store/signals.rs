@@ -35,12 +35,14 @@ pub struct Signals {
     outbox: Mutex<Outbox>,
     send: Notify,
     queued: Notify,
+    driver: Notify,
     ended: broadcast::Sender<RunId>,
 }
 
 #[derive(Debug, Default)]
 struct Outbox {
     queued: bool,
+    driver: bool,
     moved: HashSet<RunId>,
     ended: HashSet<RunId>,
 }
@@ -69,6 +71,7 @@ impl Default for Signals {
             outbox: Mutex::default(),
             send: Notify::new(),
             queued: Notify::new(),
+            driver: Notify::new(),
             ended: broadcast::channel(1024).0,
         }
     }
@@ -84,6 +87,17 @@ impl Signals {
         self.queued.notify_one();
         lock(&self.outbox).queued = true;
         self.send.notify_one();
+    }
+
+    /// A driver has begun to live: those of other processes look who is there.
+    pub fn driver_began(&self) {
+        lock(&self.outbox).driver = true;
+        self.send.notify_one();
+    }
+
+    /// Waits until a driver has begun to live, in whatever process.
+    pub async fn wait_driver(&self) {
+        self.driver.notified().await;
     }
 
     /// A run committed something; with `everywhere`, readers in other processes are told too.
@@ -133,6 +147,7 @@ impl Signals {
             waiter.wake(true);
         }
         self.queued.notify_one();
+        self.driver.notify_one();
     }
 
     /// Sends what gathers, and hears what others send, until dropped. `direct` must not go through a pooler that
@@ -158,13 +173,16 @@ impl Signals {
     }
 
     fn take(&self) -> Option<String> {
-        let Outbox { queued, moved, ended } = std::mem::take(&mut *lock(&self.outbox));
-        if !queued && moved.is_empty() && ended.is_empty() {
+        let Outbox { queued, driver, moved, ended } = std::mem::take(&mut *lock(&self.outbox));
+        if !queued && !driver && moved.is_empty() && ended.is_empty() {
             return None;
         }
         let mut parts: Vec<String> = Vec::new();
         if queued {
             parts.push("q".to_owned());
+        }
+        if driver {
+            parts.push("d".to_owned());
         }
         if moved.len() + ended.len() > MAX_NAMES {
             parts.push("*".to_owned());
@@ -203,6 +221,7 @@ impl Signals {
         for part in payload.split(' ') {
             match part.split_at_checked(1) {
                 Some(("q", _)) => self.queued.notify_one(),
+                Some(("d", _)) => self.driver.notify_one(),
                 Some(("*", _)) => self.wake_all(),
                 Some((kind @ ("e" | "m"), id)) => {
                     let Ok(run) = RunId::from_str(id) else { continue };
@@ -302,6 +321,17 @@ mod tests {
         signals.wake_all();
         check(&mut waiting, "ended", true).await;
         check(&mut waiting, "moved", true).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_driver_that_began_is_heard_of_in_another_process() {
+        let (here, there) = (Signals::default(), Signals::default());
+        assert!(here.take().is_none());
+        here.driver_began();
+        let heard = tokio::time::timeout(SOON, there.wait_driver());
+        assert!(heard.await.is_err());
+        there.heard(&here.take().unwrap());
+        tokio::time::timeout(SOON, there.wait_driver()).await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]
