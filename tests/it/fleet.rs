@@ -19,8 +19,8 @@ use sqlx::PgPool;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::support::client::http;
-use crate::support::server::{Site, Start, until};
+use crate::support::client::{Client, http};
+use crate::support::server::{Server, Site, Start, until};
 use crate::support::{Answer, TestSystem};
 
 const KEY: &str = "a key that was handed out beforehand";
@@ -609,104 +609,133 @@ nodes:
 edges: [start -> say -> end]
 "#;
 
-/// Zero workers is a normal state: jobs wait for the first one, go to those that are in service, and are fetched from
-/// one that is not any more.
-#[tokio::test]
-async fn jobs_wait_for_a_worker_and_go_to_those_in_service() {
-    let site = Site::new(&[("jobs", JOBS), ("absent", ABSENT), ("slow", SLOW)])
-        .with_flags(&["--no-local-worker"]);
-    let server = site.start(&Start::default()).await;
-    let client = server.client();
-    let thread = "00000000-0000-4000-8000-000000000001";
-    client.ensure_thread(thread).await.unwrap();
-    let input = |names: &[String]| json!({ "input": { "names": names } });
-    let names: Vec<String> = (0..6).map(|number| format!("job {number}")).collect();
-    client.start_run(thread, "jobs", input(&names[..1])).await.unwrap();
-    let status = async |thread: &str| client.thread(thread).await.unwrap()["status"].clone();
-    tokio::time::sleep(Duration::from_millis(1500)).await;
-    assert_eq!(status(thread).await, "busy");
+/// A server without a worker of its own, and workers: scripts of this test before real agents.
+struct Yard {
+    site: Site,
+    server: Server,
+    client: Client,
+    key: Value,
+    agents: Vec<(CancellationToken, JoinSet<()>, tempfile::TempDir)>,
+}
 
-    let key = client.post("/v1/nodes/key", &json!({})).await.unwrap();
-    let (mut workers, mut agents) = (Vec::new(), Vec::new());
-    for slug in ["one", "two"] {
-        let body = json!({ "version": 1, "psk": key["key"], "capability": report(slug) });
-        let bootstrap = client.post("/v1/nodes/register", &body).await.unwrap();
+impl Yard {
+    async fn start() -> Self {
+        let graphs = [("jobs", JOBS), ("absent", ABSENT), ("slow", SLOW)];
+        let site = Site::new(&graphs).with_flags(&["--no-local-worker"]);
+        let server = site.start(&Start::default()).await;
+        let client = server.client();
+        let key = client.post("/v1/nodes/key", &json!({})).await.unwrap();
+        Self { site, server, client, key, agents: Vec::new() }
+    }
+
+    async fn add(&mut self, slug: &str) {
+        let body = json!({ "version": 1, "psk": self.key["key"], "capability": report(slug) });
+        let bootstrap = self.client.post("/v1/nodes/register", &body).await.unwrap();
         let worker = Enrolled::new(bootstrap, slug);
-        let config = worker.config().await;
         let folder = tempfile::tempdir().unwrap();
-        let (url, stop, tasks) = agent(bearer(&config), folder.path()).await;
+        let (url, stop, tasks) = agent(bearer(&worker.config().await), folder.path()).await;
         let mut report = report(slug);
         report["worker_api"]["base_url"] = url.into();
         worker.call(Method::POST, "node_report_url", "", report).await.expect(204);
         worker.activate().await;
-        workers.push(worker);
-        agents.push((stop, tasks, folder));
+        self.agents.push((stop, tasks, folder));
     }
-    until("the run to end", async || (status(thread).await == "idle").then_some(())).await;
-    let lines = client.get(&format!("/threads/{thread}/state")).await.unwrap();
-    assert_eq!(lines["values"]["lines"], json!(names[..1]));
 
-    // Jobs that are sent at the same moment are shared out.
-    let shared = "00000000-0000-4000-8000-000000000005";
-    client.ensure_thread(shared).await.unwrap();
-    client.start_run(shared, "jobs", input(&names)).await.unwrap();
-    until("the run to end", async || (status(shared).await == "idle").then_some(())).await;
-    let lines = client.get(&format!("/threads/{shared}/state")).await.unwrap();
-    assert_eq!(lines["values"]["lines"], json!(names));
+    /// Starts a run on a thread of its own.
+    async fn run(&self, graph: &str, input: Value) -> String {
+        let thread = uuid::Uuid::new_v4().to_string();
+        self.client.ensure_thread(&thread).await.unwrap();
+        self.client.start_run(&thread, graph, json!({ "input": input })).await.unwrap();
+        thread
+    }
+
+    async fn is(&self, thread: &str, status: &str) -> bool {
+        self.client.thread(thread).await.unwrap()["status"] == status
+    }
+
+    /// Waits for the end of a thread's run; answers the lines that its jobs printed.
+    async fn lines(&self, thread: &str) -> Value {
+        until("the run to end", async || self.is(thread, "idle").await.then_some(())).await;
+        let state = self.client.get(&format!("/threads/{thread}/state")).await.unwrap();
+        state["values"]["lines"].clone()
+    }
+
+    async fn worker(&self, slug: &str) -> Value {
+        self.client.get(&format!("/v1/nodes/{slug}")).await.unwrap()
+    }
+
+    /// How many jobs a worker has done.
+    async fn done(&self, slug: &str) -> i64 {
+        let name = format!("worker:{}", self.worker(slug).await["worker_id"].as_str().unwrap());
+        let count = "select count(*) from jobs where worker = $1 and status = 'completed'";
+        sqlx::query_scalar(count)
+            .bind(name)
+            .fetch_one(&mut self.site.database().await)
+            .await
+            .unwrap()
+    }
+
+    /// Takes a worker out of service or back, and waits until the server must have seen it.
+    async fn serve(&self, slug: &str, change: &str) {
+        self.client.post(&format!("/v1/nodes/{slug}/{change}"), &json!({})).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+    }
+
+    async fn end(self) {
+        for (stop, mut tasks, _folder) in self.agents {
+            stop.cancel();
+            while tasks.join_next().await.is_some() {}
+        }
+        assert!(self.server.stop().await.success());
+    }
+}
+
+/// Zero workers is a normal state: jobs wait for the first one. Then they are shared out, and a worker that is out of
+/// service gets none.
+#[tokio::test]
+async fn jobs_wait_for_a_worker_and_go_to_those_in_service() {
+    let mut yard = Yard::start().await;
+    let names: Vec<String> = (0..6).map(|number| format!("job {number}")).collect();
+    let first = yard.run("jobs", json!({ "names": names[..1] })).await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert!(yard.is(&first, "busy").await);
+    yard.add("one").await;
+    yard.add("two").await;
+    assert_eq!(yard.lines(&first).await, json!(names[..1]));
+
+    let shared = yard.run("jobs", json!({ "names": names })).await;
+    assert_eq!(yard.lines(&shared).await, json!(names));
+    let (one, two) = (yard.done("one").await, yard.done("two").await);
+    assert_eq!(one + two, 7);
+    assert!(one >= 3 && two >= 3, "{one} and {two}: jobs that are sent at once are shared out");
 
     // An image that no worker has: the reason names each of them.
-    let absent = "00000000-0000-4000-8000-000000000002";
-    client.ensure_thread(absent).await.unwrap();
-    client.start_run(absent, "absent", json!({ "input": {} })).await.unwrap();
-    until("the run to fail", async || (status(absent).await == "error").then_some(())).await;
-    let run = client.runs(absent).await.unwrap().remove(0);
-    let error = run.to_string() + &client.thread(absent).await.unwrap().to_string();
+    let absent = yard.run("absent", json!({})).await;
+    until("the run to fail", async || yard.is(&absent, "error").await.then_some(())).await;
+    let error = yard.client.runs(&absent).await.unwrap().remove(0).to_string()
+        + &yard.client.thread(&absent).await.unwrap().to_string();
     assert!(error.contains("one has no image `no/such`; two has no image `no/such`"), "{error}");
 
-    // Out of service: the other one gets everything.
-    client.post("/v1/nodes/one/drain", &json!({})).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(1500)).await;
-    let jobs_of = async |slug: &str| {
-        let worker = client.get(&format!("/v1/nodes/{slug}")).await.unwrap();
-        let name = format!("worker:{}", worker["worker_id"].as_str().unwrap());
-        let mut db = site.database().await;
-        sqlx::query_scalar::<_, i64>(
-            "select count(*) from jobs where worker = $1 and status = 'completed'",
-        )
-        .bind(name)
-        .fetch_one(&mut db)
-        .await
-        .unwrap()
-    };
-    let (one, two) = (jobs_of("one").await, jobs_of("two").await);
-    assert_eq!(one + two, 7);
-    assert!(one >= 3 && two >= 3, "{one} and {two}: they share the work");
-    let again = "00000000-0000-4000-8000-000000000003";
-    client.ensure_thread(again).await.unwrap();
-    client.start_run(again, "jobs", input(&names)).await.unwrap();
-    until("the run to end", async || (status(again).await == "idle").then_some(())).await;
-    assert_eq!((jobs_of("one").await, jobs_of("two").await), (one, two + 6));
+    yard.serve("one", "drain").await;
+    let again = yard.run("jobs", json!({ "names": names })).await;
+    assert_eq!(yard.lines(&again).await, json!(names));
+    assert_eq!((yard.done("one").await, yard.done("two").await), (one, two + 6));
+    yard.end().await;
+}
 
-    // Removed with jobs under way: they are lost there, and run again where there is somebody.
-    client.post("/v1/nodes/one/undrain", &json!({})).await.unwrap();
-    client.post("/v1/nodes/two/drain", &json!({})).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(1500)).await;
-    let slow = "00000000-0000-4000-8000-000000000004";
-    client.ensure_thread(slow).await.unwrap();
-    client.start_run(slow, "slow", json!({ "input": {} })).await.unwrap();
+/// What a worker was doing when it was removed is lost there, and done again where there is somebody.
+#[tokio::test]
+async fn jobs_of_a_worker_that_is_removed_are_done_by_another() {
+    let mut yard = Yard::start().await;
+    yard.add("one").await;
+    let slow = yard.run("slow", json!({})).await;
     until("the job to be sent", async || {
-        let worker = client.get("/v1/nodes/one").await.unwrap();
-        (worker["open_jobs"] == 1).then_some(())
+        (yard.worker("one").await["open_jobs"] == 1).then_some(())
     })
     .await;
-    client.post("/v1/nodes/two/undrain", &json!({})).await.unwrap();
-    client.call(Method::DELETE, "/v1/nodes/one", None).await.unwrap();
-    until("the run to end", async || (status(slow).await == "idle").then_some(())).await;
-    assert_eq!(jobs_of("two").await, two + 7);
-
-    for (stop, mut tasks, _folder) in agents {
-        stop.cancel();
-        while tasks.join_next().await.is_some() {}
-    }
-    assert!(server.stop().await.success());
+    yard.add("two").await;
+    yard.client.call(Method::DELETE, "/v1/nodes/one", None).await.unwrap();
+    yard.lines(&slow).await;
+    assert_eq!(yard.done("two").await, 1);
+    yard.end().await;
 }
