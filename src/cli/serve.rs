@@ -42,6 +42,7 @@ use crate::services::{Egress, ServiceLimits, Services};
 use crate::store::connect;
 use crate::store::embedded::{BinarySearch, Embedded, EmbeddedConfig};
 use crate::store::retention::Retention;
+use crate::tls::accept::Acceptor;
 use crate::tools::Tools;
 use crate::worker::client::WorkerClient;
 use crate::worker::config::{Token, WorkerConfig};
@@ -149,6 +150,8 @@ async fn serve(
         },
     ));
     let address = listener.local_addr()?;
+    let tls = config.tls.as_ref().map(|(certificate, key)| Acceptor::from_files(certificate, key));
+    let tls = tls.transpose().context("there is no TLS (--tls-cert, --tls-key)")?;
     let gateway =
         Gateway::new(services.clone(), gateway_config(config), vec![driver_check(&driver)]);
     let mut background = JoinSet::new();
@@ -168,8 +171,10 @@ async fn serve(
     let (moving, moving_stop) = (Arc::clone(&driver), stop.clone());
     let mut moving = JoinSet::from_iter([async move { moving.run(moving_stop).await }]);
     tracing::info!(%address, data_dir = %config.data_dir.display(), "ready");
-    announce(&format!("cynai is ready on http://{address}"));
-    let served = gateway::serve::serve(listener, gateway, stop.clone().cancelled_owned()).await;
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    announce(&format!("cynai is ready on {scheme}://{address}"));
+    let served =
+        gateway::serve::serve(listener, gateway, tls, stop.clone().cancelled_owned()).await;
     stop.cancel();
     while moving.join_next().await.is_some() {}
     tools.close().await;
