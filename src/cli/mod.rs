@@ -99,7 +99,7 @@ pub fn main() -> ExitCode {
             Command::Serve(args) => serve::run(*args).await,
             Command::Config(args) => config::run(&args),
             Command::Graph(args) => graph::run(args).await,
-            Command::Worker(args) => worker::run(args).await,
+            Command::Worker(args) => Box::pin(worker::run(args)).await,
         }
     });
     match result {

@@ -150,8 +150,7 @@ async fn serve(
         },
     ));
     let address = listener.local_addr()?;
-    let tls = config.tls.as_ref().map(|(certificate, key)| Acceptor::from_files(certificate, key));
-    let tls = tls.transpose().context("there is no TLS (--tls-cert, --tls-key)")?;
+    let tls = acceptor(config)?;
     let gateway =
         Gateway::new(services.clone(), gateway_config(config), vec![driver_check(&driver)]);
     let mut background = JoinSet::new();
@@ -171,8 +170,7 @@ async fn serve(
     let (moving, moving_stop) = (Arc::clone(&driver), stop.clone());
     let mut moving = JoinSet::from_iter([async move { moving.run(moving_stop).await }]);
     tracing::info!(%address, data_dir = %config.data_dir.display(), "ready");
-    let scheme = if tls.is_some() { "https" } else { "http" };
-    announce(&format!("cynai is ready on {scheme}://{address}"));
+    announce(if tls.is_some() { "https" } else { "http" }, address);
     let served =
         gateway::serve::serve(listener, gateway, tls, stop.clone().cancelled_owned()).await;
     stop.cancel();
@@ -283,8 +281,13 @@ async fn keep_worker(services: &Services, name: String, config: WorkerConfig) {
 }
 
 #[expect(clippy::print_stdout, reason = "scripts wait for this line")]
-fn announce(line: &str) {
-    println!("{line}");
+fn announce(scheme: &str, address: SocketAddr) {
+    println!("cynai is ready on {scheme}://{address}");
+}
+
+fn acceptor(config: &ServeConfig) -> anyhow::Result<Option<Acceptor>> {
+    let tls = config.tls.as_ref().map(|(certificate, key)| Acceptor::from_files(certificate, key));
+    tls.transpose().context("there is no TLS (--tls-cert, --tls-key)")
 }
 
 fn gateway_config(config: &ServeConfig) -> GatewayConfig {

@@ -11,6 +11,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::future::BoxFuture;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use ulid::Ulid;
 
@@ -57,6 +58,13 @@ pub(super) struct Applier {
     saved: Mutex<Option<Saved>>,
 }
 
+/// `config.json`. Versions of one server say nothing about another's.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    server: String,
+    saved: Saved,
+}
+
 /// Everything that a configuration changes, ready to be put in force.
 struct Prepared {
     saved: Saved,
@@ -76,7 +84,7 @@ impl Applier {
         let files = Files::new(&config.state_dir);
         let applier =
             Self { startup, config, files, link, effective, trial, saved: Mutex::new(None) };
-        if let Some(saved) = applier.files.load::<Saved>(CONFIG) {
+        if let Some(saved) = applier.kept() {
             let version = saved.configuration.config_version.clone();
             match applier.prepare(saved) {
                 Ok(prepared) => {
@@ -89,6 +97,19 @@ impl Applier {
             }
         }
         applier
+    }
+
+    /// What an earlier life left, when it served the same server under the same name.
+    fn kept(&self) -> Option<Saved> {
+        let Kept { server, saved } = self.files.load(CONFIG)?;
+        let own = server == self.startup.orchestrator.url
+            && saved.configuration.node_slug == self.startup.node.id;
+        if !own {
+            tracing::warn!(
+                "the saved configuration is ignored: it is another server's, or another worker's"
+            );
+        }
+        own.then_some(saved)
     }
 
     /// The configuration in force.
@@ -122,7 +143,9 @@ impl Applier {
             Ok(prepared) => prepared,
             Err(refused) => return Outcome::Answered(AckStatus::Failed, Some(*refused)),
         };
-        if let Err(err) = self.files.stage(CONFIG, &prepared.saved) {
+        let server = self.startup.orchestrator.url.clone();
+        let kept = Kept { server, saved: prepared.saved.clone() };
+        if let Err(err) = self.files.stage(CONFIG, &kept) {
             tracing::error!(
                 error = &err as &dyn std::error::Error,
                 "a configuration cannot be kept"
@@ -262,7 +285,11 @@ mod tests {
         }
 
         fn at(dir: tempfile::TempDir) -> Self {
-            let mut startup = Startup::new("http://127.0.0.1:1", "alpha");
+            Self::serving("http://127.0.0.1:1", dir)
+        }
+
+        fn serving(server: &str, dir: tempfile::TempDir) -> Self {
+            let mut startup = Startup::new(server, "alpha");
             startup.storage.state_dir = Some(dir.path().to_owned());
             let config = startup.worker_config();
             let startup = Arc::new(startup);
@@ -334,6 +361,10 @@ mod tests {
         let next = Bench::at(bench.dir);
         assert!(next.admits(two) && next.admits(three));
         assert_eq!(next.applier.in_force().unwrap().config_version, THIRD);
+        // In the service of another server it does not.
+        let elsewhere = Bench::serving("http://127.0.0.1:2", next.dir);
+        assert!(!elsewhere.admits(three) && elsewhere.applier.in_force().is_none());
+        assert_eq!(elsewhere.apply(FIRST, one, &json!({})).await, applied());
     }
 
     #[tokio::test]

@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use futures::FutureExt;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -124,6 +125,24 @@ pub struct Enrolment {
     reported: Mutex<Option<CapabilityReport>>,
     /// A heartbeat told of a newer configuration.
     news: Notify,
+}
+
+/// `node.json`. A token is shown to the server that gave it, and to no other.
+#[derive(Serialize, Deserialize)]
+struct Known {
+    server: String,
+    bootstrap: Bootstrap,
+}
+
+impl Known {
+    fn load(files: &Files, startup: &Startup) -> Option<Bootstrap> {
+        let known = files.load::<Self>(NODE)?;
+        (known.server == startup.orchestrator.url).then_some(known.bootstrap)
+    }
+
+    fn store(bootstrap: Bootstrap, files: &Files, startup: &Startup) -> Result<(), FileFailure> {
+        files.write(NODE, &Self { server: startup.orchestrator.url.clone(), bootstrap })
+    }
 }
 
 /// From one registration to the next.
@@ -237,7 +256,7 @@ impl Enrolment {
         loop {
             match self.register_once(url).await {
                 Ok(bootstrap) => {
-                    let server = &bootstrap.orchestrator.base_url;
+                    let server = &self.startup.orchestrator.url;
                     tracing::info!(server, "registered with {server} as {}", self.startup.node.id);
                     let auth = self.auth(&bootstrap.auth, Some(bootstrap.issued_at));
                     return Session { bootstrap, auth: Mutex::new(auth) };
@@ -261,7 +280,7 @@ impl Enrolment {
     async fn register_once(&self, url: &str) -> Result<Bootstrap, String> {
         self.startup.allowed_url(url).map_err(|problem| format!("the server's URL {problem}"))?;
         let key = self.startup.registration_key().map_err(|err| err.to_string())?;
-        let earlier = self.files.load::<Bootstrap>(NODE).map(|bootstrap| bootstrap.auth.node_jwt);
+        let earlier = Known::load(&self.files, &self.startup).map(|known| known.auth.node_jwt);
         let report = self.report();
         let answer = self.link.register(url, key, report.clone(), earlier.as_ref()).await;
         let bootstrap = answer.map_err(|err| advice(&err, &self.startup.node.id))?;
@@ -282,7 +301,8 @@ impl Enrolment {
                 format!("the server names the endpoint {url}, which {problem}")
             })?;
         }
-        self.files.write(NODE, &bootstrap).map_err(|err| err.to_string())?;
+        let kept = Known::store(bootstrap.clone(), &self.files, &self.startup);
+        kept.map_err(|err| err.to_string())?;
         *held(&self.reported) = Some(report);
         Ok(bootstrap)
     }
@@ -507,7 +527,7 @@ impl Enrolment {
                 Ok(renewed) => {
                     *held(&session.auth) = self.auth(&renewed.auth, None);
                     let kept = Bootstrap { auth: renewed.auth, ..session.bootstrap.clone() };
-                    if let Err(err) = self.files.write(NODE, &kept) {
+                    if let Err(err) = Known::store(kept, &self.files, &self.startup) {
                         tracing::error!(
                             error = &err as &dyn std::error::Error,
                             "a renewed token cannot be kept"
@@ -668,7 +688,7 @@ pub async fn leave(startup: &Startup, clock: &dyn Clock) -> Result<(), LeaveErro
     let _alone = lock(&directory).map_err(LeaveError::Running)?;
     let files = Files::new(&directory);
     let unknown = || LeaveError::Unknown(directory.clone());
-    let bootstrap = files.load::<Bootstrap>(NODE).ok_or_else(unknown)?;
+    let bootstrap = Known::load(&files, startup).ok_or_else(unknown)?;
     let trust = startup.trust().map_err(LinkError::from)?;
     let link = Link::new(startup, link::client(startup, trust)?);
     let url = &bootstrap.orchestrator.endpoints.node_self_unregister_url;
