@@ -18,5 +18,6 @@ pub mod models;
 pub mod nodes;
 pub mod services;
 pub mod store;
+pub mod tls;
 pub mod tools;
 pub mod worker;

@@ -104,7 +104,7 @@ pub fn main() -> ExitCode {
             Command::Config(args) => config::run(&args),
             Command::Graph(args) => graph::run(args).await,
             Command::Workers(args) => workers::run(args).await,
-            Command::Worker(args) => worker::run(args).await,
+            Command::Worker(args) => Box::pin(worker::run(args)).await,
         }
     });
     match result {

@@ -43,6 +43,7 @@ use crate::services::{Egress, ServiceLimits, Services};
 use crate::store::connect;
 use crate::store::embedded::{BinarySearch, Embedded, EmbeddedConfig};
 use crate::store::retention::Retention;
+use crate::tls::accept::Acceptor;
 use crate::tools::Tools;
 use crate::worker::client::WorkerClient;
 use crate::worker::config::{Token, WorkerConfig};
@@ -152,6 +153,7 @@ async fn serve(
     ));
     services.set_intake(Arc::clone(driver.intake()));
     let address = listener.local_addr()?;
+    let tls = acceptor(config)?;
     let gateway =
         Gateway::new(services.clone(), gateway_config(config), vec![driver_check(&driver)]);
     let mut background = JoinSet::new();
@@ -170,8 +172,9 @@ async fn serve(
     let (moving, moving_stop) = (Arc::clone(&driver), stop.clone());
     let mut moving = JoinSet::from_iter([async move { moving.run(moving_stop).await }]);
     tracing::info!(%address, data_dir = %config.data_dir.display(), "ready");
-    announce(&format!("cynai is ready on http://{address}"));
-    let served = gateway::serve::serve(listener, gateway, stop.clone().cancelled_owned()).await;
+    announce(if tls.is_some() { "https" } else { "http" }, address);
+    let served =
+        gateway::serve::serve(listener, gateway, tls, stop.clone().cancelled_owned()).await;
     stop.cancel();
     while moving.join_next().await.is_some() {}
     tools.close().await;
@@ -315,13 +318,19 @@ async fn keep_worker(services: &Services, name: String, config: WorkerConfig) {
 }
 
 #[expect(clippy::print_stdout, reason = "scripts wait for this line")]
-fn announce(line: &str) {
-    println!("{line}");
+fn announce(scheme: &str, address: SocketAddr) {
+    println!("cynai is ready on {scheme}://{address}");
+}
+
+fn acceptor(config: &ServeConfig) -> anyhow::Result<Option<Acceptor>> {
+    let tls = config.tls.as_ref().map(|(certificate, key)| Acceptor::from_files(certificate, key));
+    tls.transpose().context("there is no TLS (--tls-cert, --tls-key)")
 }
 
 fn gateway_config(config: &ServeConfig) -> GatewayConfig {
     GatewayConfig {
         body_bytes: config.body_limit_bytes,
+        scheme: if config.tls.is_some() { "https" } else { "http" },
         origin: OriginPolicy {
             loopback: config.listen.ip().is_loopback(),
             hosts: config.allowed_hosts.clone(),

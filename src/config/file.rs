@@ -1,4 +1,4 @@
-//! The configuration file of `cynai serve`: YAML, read strictly, every mistake with its place.
+//! Configuration files: YAML, read strictly, every mistake with its place; and that of `cynai serve`.
 //!
 //! What a machine's operator types once belongs to flags; what has structure (model endpoints, tool
 //! servers, what webhooks may reach, how long things are kept) stands in this file. Unknown keys are
@@ -10,6 +10,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_saphyr::{Error as YamlError, Options};
 
 use super::models::ModelsConfig;
@@ -106,21 +107,7 @@ impl ConfigFile {
     /// # Errors
     /// See [`FileError`].
     pub fn read(path: &Path) -> Result<Self, FileError> {
-        use std::io::Read;
-
-        let failed = |source| FileError::Read { path: path.to_owned(), source };
-        let mut bytes = Vec::new();
-        let file = std::fs::File::open(path).map_err(failed)?;
-        let size = file.metadata().map_err(failed)?.len();
-        // A pipe has no size: what is read is bounded as well.
-        file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
-        let size = size.max(bytes.len() as u64);
-        if size > MAX_BYTES {
-            return Err(FileError::TooLarge { path: path.to_owned(), size });
-        }
-        let text =
-            String::from_utf8(bytes).map_err(|_| FileError::NotText { path: path.to_owned() })?;
-        Self::parse(path, &text)
+        Self::parse(path, &read_text(path)?)
     }
 
     /// Reads and checks a text; `path` is what messages call it.
@@ -128,14 +115,9 @@ impl ConfigFile {
     /// # Errors
     /// Something in it is wrong.
     pub fn parse(path: &Path, text: &str) -> Result<Self, FileError> {
-        let wrong = |place, problem| FileError::Wrong { path: path.to_owned(), place, problem };
         // A file of comments alone, or of nothing, leaves everything as it is.
-        let read = serde_saphyr::from_str_with_options::<Option<Self>>(text, options());
-        let config =
-            read.map_err(|err| wrong(place(&err), explain(&err, text)))?.unwrap_or_default();
-        config.check().map_err(|(field, problem)| {
-            wrong(find(text, &field), format!("`{field}` {problem}"))
-        })?;
+        let config: Self = parse_text(path, text)?.unwrap_or_default();
+        config.check().map_err(|(field, problem)| wrong_field(path, text, &field, &problem))?;
         Ok(config)
     }
 
@@ -146,6 +128,46 @@ impl ConfigFile {
         self.retention.check()?;
         self.fleet.check()
     }
+}
+
+/// The text of a configuration file.
+///
+/// # Errors
+/// It cannot be read, is too large, or is no text.
+pub fn read_text(path: &Path) -> Result<String, FileError> {
+    use std::io::Read;
+
+    let failed = |source| FileError::Read { path: path.to_owned(), source };
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(path).map_err(failed)?;
+    let size = file.metadata().map_err(failed)?.len();
+    // A pipe has no size: what is read is bounded as well.
+    file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
+    let size = size.max(bytes.len() as u64);
+    if size > MAX_BYTES {
+        return Err(FileError::TooLarge { path: path.to_owned(), size });
+    }
+    String::from_utf8(bytes).map_err(|_| FileError::NotText { path: path.to_owned() })
+}
+
+/// Reads YAML strictly; `None` where there is nothing but comments. `path` is what messages call the text.
+///
+/// # Errors
+/// Something in it is wrong: its place, and what would be right.
+pub fn parse_text<T: DeserializeOwned>(path: &Path, text: &str) -> Result<Option<T>, FileError> {
+    let read = serde_saphyr::from_str_with_options::<Option<T>>(text, options());
+    read.map_err(|err| FileError::Wrong {
+        path: path.to_owned(),
+        place: place(&err),
+        problem: explain(&err, text),
+    })
+}
+
+/// What is wrong with a field (a dotted path) that was read: its place is looked for in the text.
+#[must_use]
+pub fn wrong_field(path: &Path, text: &str, field: &str, problem: &str) -> FileError {
+    let problem = format!("`{field}` {problem}");
+    FileError::Wrong { path: path.to_owned(), place: find(text, field), problem }
 }
 
 fn options() -> Options {

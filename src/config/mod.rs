@@ -47,6 +47,14 @@ pub struct ServeArgs {
     #[arg(long, env = "CYNAI_LISTEN", value_name = "ADDRESS:PORT", default_value = DEFAULT_LISTEN, value_parser = parse_listen)]
     pub listen: SocketAddr,
 
+    /// The server's certificate in PEM form, its chain after it: HTTPS instead of HTTP. Read again when it changes.
+    #[arg(long, env = "CYNAI_TLS_CERT", value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+
+    /// The key of the certificate.
+    #[arg(long, env = "CYNAI_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+
     /// A name, beside localhost and the address itself, that clients may use to reach this server.
     #[arg(
         long = "allow-host",
@@ -303,6 +311,8 @@ pub struct MasterKeys {
 pub struct ServeConfig {
     /// Address and port.
     pub listen: SocketAddr,
+    /// Certificate and key, for HTTPS.
+    pub tls: Option<(PathBuf, PathBuf)>,
     /// Names in a request's `Host` that are accepted beside localhost and the address.
     pub allowed_hosts: Vec<String>,
     /// Where data lies; absolute.
@@ -375,6 +385,10 @@ impl ServeArgs {
             self.admin_token_file.as_ref().map(|file| environment.directory.join(file));
         Ok(ServeConfig {
             listen: self.listen,
+            tls: self.tls_cert.as_ref().zip(self.tls_key.as_ref()).map(|(certificate, key)| {
+                let absolute = |file: &PathBuf| environment.directory.join(file);
+                (absolute(certificate), absolute(key))
+            }),
             database: self.database(environment)?,
             graphs: self.graph_directories(environment)?,
             graph_env: graph_env(&self.graph_env, environment)?,

@@ -11,20 +11,23 @@ use std::time::Duration;
 use hyper::server::conn::http1::Builder;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 use super::{Gateway, metrics, router};
+use crate::tls::accept::Acceptor;
 
 const HEAD_BYTES: usize = 64 << 10;
 const HEAD_FIELDS: usize = 100;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 const UPKEEP: Duration = Duration::from_secs(5);
 
-/// Serves `gateway` on `listener` until `shutdown`, and returns when every connection has ended.
+/// Serves `gateway` on `listener`, over TLS when there is an acceptor for it, until `shutdown`, and returns when every connection has ended.
 pub async fn serve(
     listener: TcpListener,
     gateway: Gateway,
+    tls: Option<Acceptor>,
     shutdown: impl Future<Output = ()> + Send,
 ) -> io::Result<()> {
     let service = TowerToHyperService::new(router(gateway.clone()));
@@ -37,7 +40,8 @@ pub async fn serve(
             () = &mut shutdown => break,
             accepted = listener.accept(), if connections.len() < limit => match accepted {
                 Ok((stream, _)) => {
-                    connections.spawn(connection(stream, service.clone(), gateway.clone()));
+                    let (service, gateway) = (service.clone(), gateway.clone());
+                    connections.spawn(connection(stream, tls.clone(), service, gateway));
                 }
                 Err(err) => pause_after(&err).await,
             },
@@ -80,6 +84,7 @@ fn background(gateway: &Gateway) -> JoinSet<()> {
 
 async fn connection(
     stream: TcpStream,
+    tls: Option<Acceptor>,
     service: TowerToHyperService<axum::Router>,
     gateway: Gateway,
 ) {
@@ -88,6 +93,22 @@ async fn connection(
         tracing::debug!(error = %err, "a connection ended before it began");
         return;
     }
+    let Some(tls) = tls else { return http(stream, service, gateway).await };
+    let secured = tokio::select! {
+        secured = tls.accept(stream) => secured,
+        () = gateway.0.closing.cancelled() => return,
+    };
+    match secured {
+        Ok(stream) => http(stream, service, gateway).await,
+        Err(err) => tracing::debug!(error = %err, "a TLS handshake failed"),
+    }
+}
+
+async fn http(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    service: TowerToHyperService<axum::Router>,
+    gateway: Gateway,
+) {
     let mut builder = Builder::new();
     builder
         .timer(TokioTimer::new())

@@ -14,11 +14,13 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::wire::NetworkPolicy;
+
 /// The image that every worker has unless its configuration says otherwise: the machine's own `/usr`.
 pub const BASE_IMAGE: &str = "sandbox/base";
 
 /// The shortest token that is accepted, in bytes.
-const MIN_TOKEN_BYTES: usize = 16;
+pub(super) const MIN_TOKEN_BYTES: usize = 16;
 
 /// A configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +35,12 @@ pub enum ConfigError {
     BadName { kind: &'static str, name: String },
     #[error("{kind} `{name}`: {path} is not a directory")]
     NotADirectory { kind: &'static str, name: String, path: PathBuf },
+    #[error("`default_image` {name}: there is no such image; there are {known}")]
+    UnknownImage { name: String, known: String },
+    #[error(
+        "mount `{name}`: {path} and the state directory {state_dir} hold one another, so jobs would see the agent's keys"
+    )]
+    Revealing { name: String, path: PathBuf, state_dir: PathBuf },
     #[error("`sandbox_uid` {uid} cannot be used: {reason}")]
     BadUid { uid: u32, reason: &'static str },
 }
@@ -86,6 +94,18 @@ pub struct WorkerConfig {
     /// Mount name to a directory that jobs may ask to see, read-only, at `/data/NAME`.
     #[serde(default)]
     pub mounts: BTreeMap<String, PathBuf>,
+    /// The images that jobs may name; without it all that there are.
+    #[serde(default)]
+    pub allowed_images: Option<Vec<String>>,
+    /// The image of a job that names none; without it every job has to.
+    #[serde(default)]
+    pub default_image: Option<String>,
+    /// For jobs that name no policy.
+    #[serde(default = "default_network_policy")]
+    pub default_network_policy: NetworkPolicy,
+    /// Whether the worker runs no jobs at all.
+    #[serde(default)]
+    pub no_jobs: bool,
     /// How many jobs run at once; without it twice the number of cores.
     #[serde(default)]
     pub slots: Option<usize>,
@@ -213,6 +233,10 @@ fn default_request_bytes() -> usize {
     10 << 20
 }
 
+fn default_network_policy() -> NetworkPolicy {
+    NetworkPolicy::Restricted
+}
+
 fn default_bwrap() -> PathBuf {
     PathBuf::from("bwrap")
 }
@@ -227,6 +251,10 @@ impl WorkerConfig {
             state_dir: state_dir.into(),
             images: BTreeMap::new(),
             mounts: BTreeMap::new(),
+            allowed_images: None,
+            default_image: None,
+            default_network_policy: default_network_policy(),
+            no_jobs: false,
             slots: None,
             queue: Queue::default(),
             limits: Limits::default(),
@@ -280,6 +308,21 @@ impl WorkerConfig {
         }
         for (name, path) in &self.mounts {
             named_directory("mount", name, path)?;
+            self.hides_state(name, path)?;
+        }
+        if let Some(name) = self.default_image.as_ref().filter(|name| !self.has_image(name)) {
+            let known = self.image_names().join(", ");
+            return Err(ConfigError::UnknownImage { name: name.clone(), known });
+        }
+        Ok(())
+    }
+
+    /// Jobs see mounts: the agent's own directory must be in none.
+    fn hides_state(&self, name: &str, path: &Path) -> Result<(), ConfigError> {
+        let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        let (mount, state_dir) = (real(path), real(&self.state_dir));
+        if mount.starts_with(&state_dir) || state_dir.starts_with(&mount) {
+            return Err(ConfigError::Revealing { name: name.to_owned(), path: mount, state_dir });
         }
         Ok(())
     }

@@ -10,7 +10,10 @@
 
 pub mod config;
 pub mod node;
+pub mod startup;
 pub mod wire;
+
+pub mod effective;
 
 pub mod sandbox;
 
@@ -18,6 +21,7 @@ pub mod jobs;
 
 pub mod agent;
 pub mod client;
+pub mod enrol;
 pub mod local;
 
 #[cfg(test)]

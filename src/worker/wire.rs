@@ -51,7 +51,8 @@ pub struct JobRequest {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SandboxRequest {
-    /// The name of a root filesystem that the worker knows.
+    /// The name of a root filesystem that the worker knows. May be left out where the worker has a default.
+    #[serde(default)]
     pub image: String,
     /// The argument vector; no shell is involved.
     pub command: Vec<String>,
@@ -80,6 +81,18 @@ pub struct SandboxRequest {
 pub enum NetworkPolicy {
     Restricted,
     None,
+}
+
+impl NetworkPolicy {
+    /// Reads the word on the wire.
+    #[must_use]
+    pub fn parse(word: &str) -> Option<Self> {
+        match word {
+            "restricted" => Some(Self::Restricted),
+            "none" => Some(Self::None),
+            _ => None,
+        }
+    }
 }
 
 /// Limits that a job asks for.
@@ -278,6 +291,8 @@ pub enum InvalidRequest {
     ZeroTimeout,
     #[error("image `{image}` is not known here; known images: {known}")]
     UnknownImage { image: String, known: String },
+    #[error("image `{image}` is refused by {rule}; allowed are: {allowed}")]
+    ImageNotAllowed { image: String, rule: String, allowed: String },
     #[error("mount `{mount}` is not known here; known mounts: {known}")]
     UnknownMount { mount: String, known: String },
     #[error(

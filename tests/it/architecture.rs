@@ -9,10 +9,10 @@ const ARROWS: &[(&str, &[&str])] = &[
         "cli",
         &[
             "gateway", "driver", "worker", "nodes", "services", "models", "store", "tools",
-            "egress", "kit", "graph", "config", "clock", "ids",
+            "egress", "kit", "graph", "config", "tls", "clock", "ids",
         ],
     ),
-    ("gateway", &["services", "tools", "ids", "clock"]),
+    ("gateway", &["services", "tools", "tls", "ids", "clock"]),
     ("driver", &["nodes", "services", "graph", "store", "worker", "clock", "ids"]),
     ("nodes", &["services", "models", "tools", "worker", "graph", "clock", "ids"]),
     (
@@ -26,18 +26,20 @@ const ARROWS: &[(&str, &[&str])] = &[
             "tools",
             "graph",
             "config",
+            "tls",
             "clock",
             "ids",
         ],
     ),
     ("store", &["graph", "clock", "ids", "config"]),
     ("models", &["config", "clock", "ids", "egress"]),
-    ("worker", &["config", "clock", "ids"]),
+    ("worker", &["config", "tls", "clock", "ids"]),
     ("tools", &["config", "clock", "ids"]),
     ("kit", &["graph", "clock", "ids"]),
     ("graph", &["ids"]),
     ("recurrence", &[]),
     ("egress", &["config", "clock", "ids"]),
+    ("tls", &[]),
     ("config", &["ids"]),
     ("clock", &[]),
     ("ids", &[]),
@@ -58,6 +60,8 @@ const HOMES: &[(&str, &[&str])] = &[
     ("chacha20poly1305", &["egress"]),
     ("hmac", &["egress"]),
     ("ipnet", &["egress"]),
+    ("rcgen", &["tls"]),
+    ("tokio_rustls", &["tls"]),
 ];
 
 struct Source {

@@ -3,6 +3,7 @@
 //! The worker here is a script of the test that speaks the wire by hand; where jobs run, a real agent stands
 //! behind it.
 
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -737,5 +738,154 @@ async fn jobs_of_a_worker_that_is_removed_are_done_by_another() {
     yard.client.call(Method::DELETE, "/v1/nodes/one", None).await.unwrap();
     yard.lines(&slow).await;
     assert_eq!(yard.done("two").await, 1);
+    yard.end().await;
+}
+
+/// A worker machine's agent as a process, started with a file as its operator has one.
+struct Machine {
+    slug: &'static str,
+    folder: tempfile::TempDir,
+    child: Option<Child>,
+}
+
+impl Machine {
+    fn new(yard: &Yard, slug: &'static str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let key = folder.path().join("key");
+        std::fs::write(&key, yard.key["key"].as_str().unwrap()).unwrap();
+        let file = json!({
+            "version": 1,
+            "orchestrator": { "url": yard.server.address(), "registration_psk_file": key },
+            "node": { "id": slug, "labels": ["test"] },
+            "worker_api": {
+                "listen_host": "127.0.0.1", "listen_port": 0, "tls": { "mode": "self_signed" },
+            },
+            "storage": { "state_dir": folder.path().join("state") },
+        });
+        std::fs::write(folder.path().join("worker.yaml"), file.to_string()).unwrap();
+        let mut machine = Self { slug, folder, child: None };
+        machine.start();
+        machine
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cynai"));
+        command
+            .arg("worker")
+            .args(words)
+            .arg("--config")
+            .arg(self.folder.path().join("worker.yaml"));
+        command.stdout(Stdio::null());
+        command
+    }
+
+    fn start(&mut self) {
+        let path = self.folder.path().join("log");
+        let log = std::fs::File::options().create(true).append(true).open(path).unwrap();
+        self.child = Some(self.command(&[]).stderr(log).spawn().unwrap());
+    }
+
+    /// As a power cut does.
+    fn kill(&mut self) {
+        let mut child = self.child.take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    async fn until(&self, yard: &Yard, what: &str, reached: impl Fn(&Value) -> bool) -> Value {
+        until(what, async || {
+            let view = yard.client.get(&format!("/v1/nodes/{}", self.slug)).await.ok()?;
+            Some(view).filter(&reached)
+        })
+        .await
+    }
+
+    async fn is_active(&self, yard: &Yard) -> Value {
+        self.until(yard, "the worker to be active", |view| {
+            view["status"] == "active" && view["reason"].is_null()
+        })
+        .await
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if std::thread::panicking() {
+            let log = std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
+            let tail: Vec<&str> = log.lines().rev().take(30).collect();
+            eprintln!(
+                "--- the end of the log of {}, last line first\n{}",
+                self.slug,
+                tail.join("\n")
+            );
+        }
+    }
+}
+
+/// Workers as people have them: processes that register, take what they are configured with, and do jobs, over TLS.
+#[tokio::test]
+async fn real_workers_do_jobs_and_follow_what_is_decided_about_them() {
+    let yard = Yard::start().await;
+    let (mut alpha, beta) = (Machine::new(&yard, "alpha"), Machine::new(&yard, "beta"));
+    let view = alpha.is_active(&yard).await;
+    assert!(view["worker_api_url"].as_str().unwrap().starts_with("https://127.0.0.1:"));
+    assert_eq!((&view["tls_pinned"], &view["labels"]), (&json!(true), &json!(["test"])));
+    beta.is_active(&yard).await;
+    let names: Vec<String> = (0..6).map(|number| format!("job {number}")).collect();
+    let run = yard.run("jobs", json!({ "names": names })).await;
+    assert_eq!(yard.lines(&run).await, json!(names));
+    assert!(yard.done("alpha").await > 0 && yard.done("beta").await > 0);
+
+    // Another bearer token: the worker acknowledges it, and the server goes on with it.
+    let change = json!({ "rotate_token": true });
+    let issued = yard.client.post("/v1/nodes/alpha/refresh", &change).await.unwrap();
+    alpha
+        .until(&yard, "the worker to apply its configuration", |view| {
+            view["config_version"] == issued["issued_config_version"]
+        })
+        .await;
+    yard.serve("beta", "drain").await;
+    let run = yard.run("jobs", json!({ "names": names })).await;
+    assert_eq!(yard.lines(&run).await, json!(names));
+
+    // A stricter policy holds as soon as it is acknowledged.
+    let policy = json!({ "constraints": { "max_job_timeout_seconds": 1 } });
+    let set = async |policy: &Value| {
+        let before = yard.worker("alpha").await["config_version"].clone();
+        yard.client.call(Method::PUT, "/v1/nodes/policy", Some(policy)).await.unwrap();
+        alpha
+            .until(&yard, "the policy to be applied", |view| view["config_version"] != before)
+            .await;
+    };
+    set(&policy).await;
+    let run = yard.run("slow", json!({})).await;
+    until("the job to run out of time", async || yard.is(&run, "error").await.then_some(())).await;
+    set(&json!({})).await;
+
+    // Killed with a job under way: it comes back by itself, and the job is done again.
+    let run = yard.run("slow", json!({})).await;
+    alpha.until(&yard, "the job to be sent", |view| view["open_jobs"] == 1).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    alpha.kill();
+    alpha.start();
+    yard.lines(&run).await;
+
+    // Drained, it stays so when it starts again.
+    yard.serve("alpha", "drain").await;
+    let registered = yard.worker("alpha").await["registered_at"].clone();
+    alpha.kill();
+    alpha.start();
+    let again = |view: &Value| view["registered_at"] != registered && view["ready"] == true;
+    assert_eq!(alpha.until(&yard, "the worker to come back", again).await["status"], "drained");
+
+    // It goes for good.
+    alpha.kill();
+    assert!(alpha.command(&["leave"]).stderr(Stdio::null()).status().unwrap().success());
+    assert!(yard.client.get("/v1/nodes/alpha").await.is_err());
+    drop(beta);
     yard.end().await;
 }

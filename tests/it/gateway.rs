@@ -3,8 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use cynai::clock::{Clock, SystemClock};
 use cynai::gateway::origin::OriginPolicy;
 use cynai::gateway::{GatewayConfig, ReadyCheck};
+use cynai::tls::accept::Acceptor;
+use cynai::tls::own::Own;
 use reqwest::Method;
 use serde_json::{Value, json};
 use sqlx::PgPool;
@@ -40,6 +43,23 @@ async fn a_request_id_comes_back_and_a_strange_one_is_replaced(pool: PgPool) {
     assert_eq!(send("mine-1").await.header("x-request-id"), Some("mine-1"));
     let made = send("not mine").await;
     assert!(uuid::Uuid::parse_str(made.header("x-request-id").unwrap()).is_ok());
+}
+
+#[sqlx::test]
+async fn a_server_with_a_certificate_speaks_https_and_nothing_else(pool: PgPool) {
+    let own = Own::make(&["127.0.0.1".to_owned()], SystemClock.now()).unwrap();
+    let acceptor = Acceptor::from_pem(&own.certificate_pem, &own.key_pem).unwrap();
+    let tls = Some((acceptor, own.certificate_pem.clone()));
+    let system = TestSystem::start_with(pool, Options { tls, ..Options::default() }).await;
+    system.get("/ok").await.expect(200);
+    let plain = reqwest::Client::builder().no_proxy().build().unwrap();
+    assert!(plain.get(system.base.replace("https:", "http:")).send().await.is_err());
+    // Who never shakes hands does not keep the server from ending.
+    let address = system.base.trim_start_matches("https://").to_owned();
+    let _silent = tokio::net::TcpStream::connect(&address).await.unwrap();
+    let began = std::time::Instant::now();
+    system.stop().await;
+    assert!(began.elapsed() < Duration::from_secs(5));
 }
 
 #[sqlx::test]

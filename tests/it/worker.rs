@@ -8,6 +8,8 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use cynai::ids::JobId;
+use cynai::tls::own::Own;
+use cynai::tls::trust::Trust;
 use cynai::worker::agent::Listening;
 use cynai::worker::client::WorkerClient;
 use cynai::worker::config::{Token, WorkerConfig};
@@ -304,6 +306,53 @@ async fn a_local_worker_that_dies_is_noticed() {
     assert!(Command::new("kill").args(["-9", &pid]).status().unwrap().success());
     let status = tokio::time::timeout(Duration::from_secs(10), worker.exited()).await.unwrap();
     assert!(!status.unwrap().success());
+}
+
+#[tokio::test]
+async fn a_startup_file_starts_a_worker_whose_server_is_not_there() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let dir = tempfile::tempdir().unwrap();
+    let (file, key) = (dir.path().join("node.yaml"), dir.path().join("key"));
+    fs::write(&key, "the-registration-key\n").unwrap();
+    let text = format!(
+        "version: 1\norchestrator:\n  url: http://127.0.0.1:1\n  registration_psk_file: {}\nnode:\n  id: alpha\n\
+         worker_api: {{listen_host: 127.0.0.1, listen_port: 0, tls: {{mode: self_signed}}}}\n\
+         storage: {{state_dir: {}}}\n",
+        key.display(),
+        dir.path().join("state").display()
+    );
+    let start = |text: &str| {
+        fs::write(&file, text).unwrap();
+        let mut command = Command::new(PROGRAM);
+        command.arg("worker").arg("--config").arg(&file).stdout(Stdio::piped());
+        command.stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let output = start(&format!("{text}sandbox:\n  runtime: podman\n")).wait_with_output().unwrap();
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(message.contains("node.yaml:10:3: `sandbox.runtime` asks for podman"), "{message}");
+
+    let mut child = start(&text);
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let said: Listening = serde_json::from_str(&line).expect("the agent listens");
+    assert!(said.listening.starts_with("https://127.0.0.1:"), "{line}");
+    let kept = fs::read_to_string(dir.path().join("state/certificate.json")).unwrap();
+    let mode = fs::metadata(dir.path().join("state/certificate.json")).unwrap().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let kept: Own = serde_json::from_str(&kept).unwrap();
+    let trust = Trust::exactly(&kept.certificate_pem).unwrap().client_config().unwrap();
+    let http = reqwest::Client::builder().no_proxy().tls_backend_preconfigured(trust).build();
+    let ready = http.unwrap().get(format!("{}/readyz", said.listening)).send();
+    let ready = tokio::time::timeout(Duration::from_secs(10), ready).await.unwrap().unwrap();
+    assert_eq!(ready.status().as_u16(), 503);
+    assert_eq!(ready.text().await.unwrap(), "this worker waits for its configuration");
+    let pid = child.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{:?}", output.status);
+    let log = String::from_utf8(output.stderr).unwrap();
+    assert!(log.contains("not registered") && !log.contains("the-registration-key"), "{log}");
 }
 
 #[tokio::test]

@@ -4,8 +4,6 @@
 
 use std::time::Duration;
 
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -21,6 +19,7 @@ use crate::services::error::ServiceError;
 use crate::services::secrets::SecretError;
 use crate::store::workers::{self as store, Ack, Registered};
 use crate::store::{crash, secrets};
+use crate::tls::trust::Trust;
 use crate::worker::config::Token;
 use crate::worker::node::{
     AckStatus, Bootstrap, CapabilityReport, ConfigAck, Configuration, Endpoints, Heartbeat,
@@ -461,7 +460,7 @@ impl Services {
             ));
         }
         if let Some(pem) = server_cert(report) {
-            CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|_| {
+            Trust::exactly(pem).and_then(Trust::client_config).map_err(|_| {
                 ServiceError::invalid_at(
                     "/tls/worker_api_server_cert_pem",
                     "this is no certificate in PEM",

@@ -23,6 +23,7 @@ use crate::services::Services;
 use crate::services::error::ServiceError;
 use crate::store::crash;
 use crate::store::workers::{self as store, Head};
+use crate::tls::trust::Trust;
 use crate::worker::client::WorkerClient;
 use crate::worker::config::Token;
 use crate::worker::wire::SandboxRequest;
@@ -333,17 +334,19 @@ impl Services {
     }
 
     /// Goes only where workers may be, follows nothing, and accepts the pinned certificate alone where there is one.
-    fn worker_http(&self, server_cert: Option<&str>) -> Result<reqwest::Client, reqwest::Error> {
+    fn worker_http(&self, server_cert: Option<&str>) -> Result<reqwest::Client, ServiceError> {
         let bounds = Bounds { connect: CONNECT, idle: IDLE, total: None, ..Bounds::default() };
         let Some(pem) = server_cert else {
             if let Some(shared) = self.directory().unpinned.get() {
                 return Ok(shared.clone());
             }
-            let client = worker_guard().builder(&bounds).build()?;
+            let client = worker_guard().builder(&bounds).build().map_err(ServiceError::internal)?;
             return Ok(self.directory().unpinned.get_or_init(|| client).clone());
         };
-        let pinned = reqwest::Certificate::from_pem(pem.as_bytes())?;
-        worker_guard().builder(&bounds).tls_certs_only([pinned]).https_only(true).build()
+        let pinned = Trust::exactly(pem).and_then(Trust::client_config);
+        let pinned = pinned.map_err(ServiceError::internal)?;
+        let builder = worker_guard().builder(&bounds).tls_backend_preconfigured(pinned);
+        builder.https_only(true).build().map_err(ServiceError::internal)
     }
 
     /// Makes a client for a worker as it is now, and has its results fetched with it.
@@ -365,8 +368,7 @@ impl Services {
             message: format!("the bearer token of the worker {} does not open", reach.slug),
             source: Some(Box::new(err)),
         })?;
-        let http =
-            self.worker_http(reach.server_cert.as_deref()).map_err(ServiceError::internal)?;
+        let http = self.worker_http(reach.server_cert.as_deref())?;
         let client =
             WorkerClient::new(content.target_url, Token::new(bearer.expose_secret()), http);
         let sandbox = reach.report.as_ref().map(|report| &report["sandbox"]);

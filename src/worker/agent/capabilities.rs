@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::routes::Readiness;
 use crate::worker::config::{Limits, Timeouts, WorkerConfig};
+use crate::worker::effective::Effective;
 use crate::worker::jobs::Jobs;
 use crate::worker::sandbox::Enforcement;
 use crate::worker::wire::VERSION;
@@ -39,7 +40,12 @@ pub struct SandboxReport {
 }
 
 impl Capabilities {
-    pub(super) fn of(config: &WorkerConfig, jobs: &Jobs, readiness: Readiness) -> Self {
+    pub(super) fn of(
+        config: &WorkerConfig,
+        effective: &Effective,
+        jobs: &Jobs,
+        readiness: Readiness,
+    ) -> Self {
         let (queued, running) = jobs.load();
         let sandbox = match readiness {
             Some(Ok(found)) => {
@@ -62,10 +68,14 @@ impl Capabilities {
             queue: config.queue.jobs,
             queued,
             running,
-            images: config.image_names(),
+            images: effective.allowed(config.image_names()),
             mounts: config.mounts.keys().cloned().collect(),
             limits: config.limits,
-            timeouts: config.timeouts,
+            timeouts: Timeouts {
+                default_seconds: effective.default_seconds,
+                max_seconds: effective.max_seconds.value,
+                ..config.timeouts
+            },
             sandbox,
         }
     }

@@ -21,19 +21,24 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use self::routes::{Api, Readiness};
+use self::routes::Api;
 use super::config::{ConfigError, WorkerConfig};
+use super::effective::{Effective, InForce};
 use super::jobs::{Jobs, JobsError};
 use super::sandbox::bubblewrap::Bubblewrap;
 use super::sandbox::{SandboxDriver, SandboxError};
 use crate::clock::Clock;
 use crate::ids::JobId;
+use crate::tls::accept::Acceptor;
 
 pub use capabilities::{Capabilities, SandboxReport};
 pub use problem::Problem;
+pub use routes::Readiness;
 
 /// How long a sandbox that does not work waits for the next try.
 const PROBE_AGAIN: Duration = Duration::from_secs(60);
+/// Why a worker that is to run no jobs runs none.
+const NO_JOBS: &str = "this worker is configured to run no jobs";
 /// How long open connections may take to end after the jobs have.
 const CONNECTION_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -62,12 +67,45 @@ pub struct Listening {
     pub pid: u32,
 }
 
+/// What is known of an agent while it runs. Clones see the same agent.
+#[derive(Debug, Clone)]
+pub struct AgentStatus {
+    jobs: Jobs,
+    readiness: watch::Receiver<Readiness>,
+}
+
+impl AgentStatus {
+    /// Jobs that wait, and jobs that run.
+    #[must_use]
+    pub fn load(&self) -> (usize, usize) {
+        self.jobs.load()
+    }
+
+    /// What trying the sandbox found; `None` while it is being tried.
+    #[must_use]
+    pub fn readiness(&self) -> Readiness {
+        self.readiness.borrow().clone()
+    }
+
+    /// Waits for the next finding.
+    pub async fn tried(&mut self) {
+        if self.readiness.changed().await.is_err() {
+            // The agent ends: nothing is found any more.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
 /// An agent that is bound to its address and owns its state directory.
 #[derive(Debug)]
 pub struct Agent {
     config: Arc<WorkerConfig>,
     jobs: Jobs,
     lost: Vec<JobId>,
+    in_force: InForce,
+    clock: Arc<dyn Clock>,
+    acceptor: Option<Acceptor>,
+    readiness: watch::Sender<Readiness>,
     driver: Arc<dyn SandboxDriver>,
     listener: TcpListener,
     address: SocketAddr,
@@ -76,20 +114,61 @@ pub struct Agent {
 impl Agent {
     /// Takes the state directory and the address. Nothing is accepted before [`Agent::run`].
     pub async fn bind(config: WorkerConfig, clock: Arc<dyn Clock>) -> Result<Self, AgentError> {
+        let (_, in_force) = watch::channel(Arc::new(Effective::standalone(&config)));
+        Self::bind_under(config, in_force, clock).await
+    }
+
+    /// The same for an agent whose rules and tokens change while it runs.
+    pub async fn bind_under(
+        config: WorkerConfig,
+        in_force: InForce,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, AgentError> {
         config.validate()?;
-        let (jobs, lost) = Jobs::open(config.clone(), clock)?;
+        let (jobs, lost) = Jobs::open(config.clone(), in_force.clone(), Arc::clone(&clock))?;
         let driver = Arc::new(Bubblewrap::new(&config)?);
         let address = config.listen;
         let failed = |source| AgentError::Listen { address, source };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        Ok(Self { config: Arc::new(config), jobs, lost, driver, listener, address })
+        let (readiness, _) = watch::channel::<Readiness>(None);
+        Ok(Self {
+            config: Arc::new(config),
+            jobs,
+            lost,
+            in_force,
+            clock,
+            acceptor: None,
+            readiness,
+            driver,
+            listener,
+            address,
+        })
+    }
+
+    /// Speaks TLS.
+    #[must_use]
+    pub fn with_tls(self, acceptor: Acceptor) -> Self {
+        Self { acceptor: Some(acceptor), ..self }
+    }
+
+    /// The address that was taken.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What is known of the agent while it runs.
+    #[must_use]
+    pub fn status(&self) -> AgentStatus {
+        AgentStatus { jobs: self.jobs.clone(), readiness: self.readiness.subscribe() }
     }
 
     /// Where the agent can be reached.
     #[must_use]
     pub fn listening(&self) -> Listening {
-        Listening { listening: format!("http://{}", self.address), pid: std::process::id() }
+        let scheme = if self.acceptor.is_some() { "https" } else { "http" };
+        Listening { listening: format!("{scheme}://{}", self.address), pid: std::process::id() }
     }
 
     /// Serves until told to stop; then drains, kills what is left, and returns.
@@ -100,8 +179,14 @@ impl Agent {
             let jobs = self.lost.len();
             tracing::warn!(jobs, reaped, "{jobs} jobs of an earlier agent are lost");
         }
-        let (tell, readiness) = watch::channel::<Readiness>(None);
-        let api = Api { config: Arc::clone(&self.config), jobs: self.jobs.clone(), readiness };
+        let api = Api {
+            config: Arc::clone(&self.config),
+            jobs: self.jobs.clone(),
+            in_force: self.in_force.clone(),
+            clock: Arc::clone(&self.clock),
+            readiness: self.readiness.subscribe(),
+        };
+        let tell = self.readiness;
         let serving = CancellationToken::new();
         let drain = Duration::from_secs(self.config.drain_seconds);
         let work = async {
@@ -110,8 +195,11 @@ impl Agent {
             serving.cancel();
         };
         let probing = async {
+            if self.config.no_jobs {
+                tell.send_replace(Some(Err(NO_JOBS.to_owned())));
+            }
             tokio::select! {
-                () = probe(self.driver.as_ref(), &tell) => {}
+                () = probe(self.driver.as_ref(), &tell), if !self.config.no_jobs => {}
                 () = shutdown.cancelled() => {}
             }
             // Kept open as long as requests may still ask.
@@ -119,7 +207,13 @@ impl Agent {
             drop(tell);
         };
         let router = routes::router(api);
-        let serve = server::serve(&self.listener, router, &serving, CONNECTION_PATIENCE);
+        let serve = server::serve(
+            &self.listener,
+            self.acceptor.as_ref(),
+            router,
+            &serving,
+            CONNECTION_PATIENCE,
+        );
         futures::join!(work, probing, serve);
         if let Err(err) = self.driver.reap(&self.jobs.unfinished()).await {
             tracing::error!(error = &err as &dyn std::error::Error, "a sandbox outlived the agent");

@@ -60,6 +60,7 @@ impl From<InvalidRequest> for Problem {
         let kind = match err {
             InvalidRequest::UnsupportedVersion { .. } => "unsupported-payload-version",
             InvalidRequest::UnknownImage { .. } => "unknown-image",
+            InvalidRequest::ImageNotAllowed { .. } => "image-not-allowed",
             InvalidRequest::UnknownMount { .. } => "unknown-mount",
             _ => "invalid-request",
         };

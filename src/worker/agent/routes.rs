@@ -15,15 +15,15 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use sha2::{Digest, Sha256};
-use subtle::ConstantTimeEq;
 use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::capabilities::Capabilities;
 use super::problem::Problem;
+use crate::clock::Clock;
 use crate::ids::JobId;
 use crate::worker::config::WorkerConfig;
+use crate::worker::effective::{Effective, InForce, Ruled};
 use crate::worker::jobs::run::admissible;
 use crate::worker::jobs::{Accepted, Jobs};
 use crate::worker::sandbox::Enforcement;
@@ -36,18 +36,28 @@ use crate::worker::wire::{
 const BODY_PATIENCE: Duration = Duration::from_secs(30);
 /// The longest wait of a poll, in seconds.
 const MAX_WAIT_SECONDS: u64 = 60;
+/// Why a worker does not answer before its server has configured it.
+const UNCONFIGURED: &str = "this worker waits for its configuration";
 /// How long a request waits for the first trial sandboxes after the agent's start.
 const PROBE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// What trying the sandbox found; `None` while it is being tried.
-pub(super) type Readiness = Option<Result<Enforcement, String>>;
+pub type Readiness = Option<Result<Enforcement, String>>;
 
 /// What the handlers share.
 #[derive(Debug, Clone)]
 pub(super) struct Api {
     pub(super) config: Arc<WorkerConfig>,
     pub(super) jobs: Jobs,
+    pub(super) in_force: InForce,
+    pub(super) clock: Arc<dyn Clock>,
     pub(super) readiness: watch::Receiver<Readiness>,
+}
+
+impl Api {
+    fn effective(&self) -> Arc<Effective> {
+        Arc::clone(&self.in_force.borrow())
+    }
 }
 
 /// All routes with their layers.
@@ -121,9 +131,13 @@ async fn authenticate(State(api): State<Api>, request: Request, next: Next) -> R
     let header = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let given = header.and_then(|value| value.split_once(' '));
     let given = given.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
-    let given = Sha256::digest(given.map_or("", |(_, token)| token).as_bytes());
-    let expected = Sha256::digest(api.config.token.expose().as_bytes());
-    if bool::from(given.as_slice().ct_eq(expected.as_slice())) {
+    let effective = api.effective();
+    if effective.waits() {
+        return Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not-configured", UNCONFIGURED)
+            .retry_after(5)
+            .into_response();
+    }
+    if effective.admits(given.map_or("", |(_, token)| token), api.clock.now()) {
         return next.run(request).await;
     }
     let detail = "a valid bearer token is needed";
@@ -145,7 +159,7 @@ impl<T: DeserializeOwned> FromRequest<Api> for Payload<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, api: &Api) -> Result<Self, Problem> {
-        let bytes = read_body(request.into_body(), api.config.max_request_bytes).await?;
+        let bytes = read_body(request.into_body(), &api.effective().max_request_bytes).await?;
         // An unknown version is reported as such even when its fields are unknown too.
         if let Ok(Versioned { version: Some(version) }) = serde_json::from_slice(&bytes) {
             supported(version)?;
@@ -155,9 +169,11 @@ impl<T: DeserializeOwned> FromRequest<Api> for Payload<T> {
     }
 }
 
-async fn read_body(body: Body, limit: usize) -> Result<axum::body::Bytes, Problem> {
+async fn read_body(body: Body, limit: &Ruled<usize>) -> Result<axum::body::Bytes, Problem> {
+    let Ruled { value: limit, rule } = limit;
+    let limit = *limit;
     let too_large = || {
-        let detail = format!("the body is over this worker's limit of {limit} bytes");
+        let detail = format!("the body is over the limit of {limit} bytes that {rule} sets");
         Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "request-too-large", detail)
     };
     // A body that says its size is refused unread.
@@ -179,11 +195,16 @@ async fn read_body(body: Body, limit: usize) -> Result<axum::body::Bytes, Proble
 }
 
 async fn readyz(State(api): State<Api>) -> Response {
+    let unavailable =
+        |reason: &'static str| (StatusCode::SERVICE_UNAVAILABLE, reason).into_response();
+    if api.effective().waits() {
+        return unavailable(UNCONFIGURED);
+    }
     let state = api.readiness.borrow().clone();
     match state {
         Some(Ok(_)) => "ready".into_response(),
         Some(Err(reason)) => (StatusCode::SERVICE_UNAVAILABLE, reason).into_response(),
-        None => (StatusCode::SERVICE_UNAVAILABLE, "the sandbox is being tried").into_response(),
+        None => unavailable("the sandbox is being tried"),
     }
 }
 
@@ -204,7 +225,8 @@ async fn sandbox_ready(api: &Api) -> Result<(), Problem> {
     }
 }
 
-async fn admit(api: &Api, request: JobRequest) -> Result<(Accepted, JobStatus), Problem> {
+async fn admit(api: &Api, mut request: JobRequest) -> Result<(Accepted, JobStatus), Problem> {
+    api.effective().admit(&mut request)?;
     admissible(&api.config, &request)?;
     sandbox_ready(api).await?;
     Ok(api.jobs.accept(request).await?)
@@ -296,5 +318,5 @@ async fn capabilities(State(api): State<Api>) -> Json<Capabilities> {
     let mut readiness = api.readiness.clone();
     let tried = tokio::time::timeout(PROBE_PATIENCE, readiness.wait_for(Option::is_some)).await;
     let state = tried.ok().and_then(Result::ok).and_then(|state| state.clone());
-    Json(Capabilities::of(&api.config, &api.jobs, state))
+    Json(Capabilities::of(&api.config, &api.effective(), &api.jobs, state))
 }

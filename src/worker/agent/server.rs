@@ -8,10 +8,13 @@ use std::time::Duration;
 use axum::Router;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+
+use crate::tls::accept::Acceptor;
 
 /// Open connections; more wait in the kernel's backlog.
 const MAX_CONNECTIONS: usize = 1024;
@@ -24,6 +27,7 @@ const MAX_HEAD_BYTES: usize = 32 << 10;
 /// Serves until told to stop; then lets open requests end for a while.
 pub(super) async fn serve(
     listener: &TcpListener,
+    acceptor: Option<&Acceptor>,
     router: Router,
     stop: &CancellationToken,
     patience: Duration,
@@ -42,7 +46,8 @@ pub(super) async fn serve(
         };
         match accepted {
             Some((Ok((stream, _)), place)) => {
-                let connection = connection(stream, router.clone(), stop.clone());
+                let connection =
+                    connection(stream, acceptor.cloned(), router.clone(), stop.clone());
                 connections.spawn(async move {
                     connection.await;
                     drop(place);
@@ -62,8 +67,29 @@ pub(super) async fn serve(
     }
 }
 
-async fn connection(stream: TcpStream, router: Router, stop: CancellationToken) {
+async fn connection(
+    stream: TcpStream,
+    acceptor: Option<Acceptor>,
+    router: Router,
+    stop: CancellationToken,
+) {
     let _ = stream.set_nodelay(true);
+    let Some(acceptor) = acceptor else { return http(stream, router, stop).await };
+    let secured = tokio::select! {
+        secured = acceptor.accept(stream) => secured,
+        () = stop.cancelled() => return,
+    };
+    match secured {
+        Ok(stream) => http(stream, router, stop).await,
+        Err(err) => tracing::debug!(error = %err, "a TLS handshake failed"),
+    }
+}
+
+async fn http(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    router: Router,
+    stop: CancellationToken,
+) {
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEADER_PATIENCE);
     http.max_headers(MAX_HEADERS).max_buf_size(MAX_HEAD_BYTES);

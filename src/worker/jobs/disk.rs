@@ -103,18 +103,7 @@ impl Disk {
             let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
             made.map_err(failed("make the directory", path))?;
         }
-        let path = state_dir.join("lock");
-        let file =
-            OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
-        let file = file.map_err(failed("open", &path))?;
-        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
-            if errno == nix::errno::Errno::EWOULDBLOCK {
-                DiskError::InUse { path: state_dir.to_owned() }
-            } else {
-                failed("lock", &path)(errno.into())
-            }
-        })?;
-        Ok(Self { jobs, acked, _lock: lock })
+        Ok(Self { jobs, acked, _lock: lock(state_dir)? })
     }
 
     fn path(&self, job: JobId, acknowledged: bool) -> PathBuf {
@@ -177,6 +166,20 @@ impl Disk {
         found.sort_by_key(|one| (one.modified, one.record.job_id));
         Ok(found)
     }
+}
+
+/// Takes the lock of a state directory, which only one process can hold.
+pub(in crate::worker) fn lock(state_dir: &Path) -> Result<Flock<File>, DiskError> {
+    let path = state_dir.join("lock");
+    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
+    let file = file.map_err(failed("open", &path))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
+        if errno == nix::errno::Errno::EWOULDBLOCK {
+            DiskError::InUse { path: state_dir.to_owned() }
+        } else {
+            failed("lock", &path)(errno.into())
+        }
+    })
 }
 
 fn find(path: &Path, acknowledged: bool) -> Result<Found, DiskError> {

@@ -21,6 +21,7 @@ use uuid::Uuid;
 use self::disk::{Disk, Record};
 use self::table::{Entry, Table};
 use super::config::WorkerConfig;
+use super::effective::InForce;
 use super::wire::{
     FinishedJobs, JobError, JobErrorKind, JobRequest, JobResult, JobState, JobStatus, StopAnswer,
     StopOutcome, Truncated, VERSION,
@@ -29,6 +30,7 @@ use crate::clock::Clock;
 use crate::ids::JobId;
 
 pub use disk::DiskError;
+pub(super) use disk::lock;
 
 /// An answer with results stops growing here, so that one poll stays bounded.
 const MAX_ANSWER_BYTES: u64 = 8 << 20;
@@ -66,6 +68,7 @@ pub struct Jobs(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     config: WorkerConfig,
+    in_force: InForce,
     clock: Arc<dyn Clock>,
     disk: Disk,
     table: Mutex<Table>,
@@ -80,6 +83,7 @@ impl Jobs {
     /// their ids are returned, so that what may be left of their sandboxes can be killed.
     pub fn open(
         config: WorkerConfig,
+        in_force: InForce,
         clock: Arc<dyn Clock>,
     ) -> Result<(Self, Vec<JobId>), JobsError> {
         let disk = Disk::open(&config.state_dir)?;
@@ -95,6 +99,7 @@ impl Jobs {
         }
         let shared = Shared {
             config,
+            in_force,
             clock,
             disk,
             table: Mutex::new(table),

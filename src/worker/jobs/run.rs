@@ -16,6 +16,7 @@ use uuid::Uuid;
 use super::{Jobs, canceled_in_queue, without_output};
 use crate::ids::JobId;
 use crate::worker::config::WorkerConfig;
+use crate::worker::effective::Effective;
 use crate::worker::sandbox::{
     Exit, SandboxDriver, SandboxError, SandboxHandle, SandboxLimits, SandboxSpec,
 };
@@ -109,8 +110,11 @@ impl Jobs {
         if stop.is_cancelled() {
             return self.end(canceled_in_queue(task_id, job_id, started_at)).await;
         }
-        let wall = wall_time(&self.0.config, request.sandbox.timeout_seconds);
-        let outcome = match spec(&self.0.config, request, wall) {
+        let effective = Arc::clone(&self.0.in_force.borrow());
+        let wall = wall_time(&effective, request.sandbox.timeout_seconds);
+        let cut = request.sandbox.timeout_seconds.is_some_and(|asked| asked > wall.as_secs());
+        let cut = cut.then_some(effective.max_seconds.rule.as_str());
+        let outcome = match spec(&self.0.config, &effective, request, wall) {
             Ok(spec) => match driver.start(spec).await {
                 Ok(handle) => self.supervise(handle, wall, stop).await,
                 Err(err) => Err(err),
@@ -119,7 +123,7 @@ impl Jobs {
         };
         let times = (started_at, self.0.clock.now());
         let result = match outcome {
-            Ok(end) => ended(task_id, job_id, times, wall, end),
+            Ok(end) => ended(task_id, job_id, times, (wall, cut), end),
             Err(err) => {
                 tracing::error!(error = &err as &dyn std::error::Error, job.id = %job_id, "the sandbox of job {job_id} failed");
                 let message = "the sandbox failed; the worker's log has the reason".to_owned();
@@ -159,9 +163,9 @@ impl Jobs {
 }
 
 /// The smallest of what was asked for, or the default, and the worker's maximum.
-fn wall_time(config: &WorkerConfig, requested: Option<u64>) -> Duration {
-    let timeouts = &config.timeouts;
-    Duration::from_secs(requested.unwrap_or(timeouts.default_seconds).min(timeouts.max_seconds))
+fn wall_time(effective: &Effective, requested: Option<u64>) -> Duration {
+    let requested = requested.unwrap_or(effective.default_seconds);
+    Duration::from_secs(requested.min(effective.max_seconds.value))
 }
 
 /// Checks what depends on this worker, before a job is accepted.
@@ -187,6 +191,7 @@ pub(in crate::worker) fn admissible(
 
 fn spec(
     config: &WorkerConfig,
+    effective: &Effective,
     request: JobRequest,
     wall: Duration,
 ) -> Result<SandboxSpec, InvalidRequest> {
@@ -203,6 +208,7 @@ fn spec(
         env: sandbox.env,
         stdin: sandbox.stdin,
         mounts,
+        network: sandbox.network_policy.unwrap_or(effective.network),
         limits,
     })
 }
@@ -258,12 +264,15 @@ fn ended(
     task_id: Uuid,
     job_id: JobId,
     times: (DateTime<Utc>, DateTime<Utc>),
-    wall: Duration,
+    (wall, cut): (Duration, Option<&str>),
     end: End,
 ) -> JobResult {
     let (exit, status, exit_code, error) = match end {
         End::TimedOut(exit) => {
-            let message = format!("it was killed after {} seconds", wall.as_secs());
+            let mut message = format!("it was killed after {} seconds", wall.as_secs());
+            if let Some(rule) = cut {
+                message += &format!(", the most that {rule} allows");
+            }
             (exit, JobState::Timeout, None, Some((JobErrorKind::TimedOut, message)))
         }
         End::Stopped(exit) => {
@@ -298,7 +307,8 @@ mod tests {
     #[test]
     fn the_wall_time_is_the_smallest_of_what_applies() {
         let check = |requested, expected| {
-            assert_eq!(wall_time(&config(), requested), Duration::from_secs(expected));
+            let effective = Effective::standalone(&config());
+            assert_eq!(wall_time(&effective, requested), Duration::from_secs(expected));
         };
         check(None, 900);
         check(Some(5), 5);
@@ -336,7 +346,7 @@ mod tests {
         let check = |end, status, code, kind: Option<JobErrorKind>| {
             let times = (DateTime::UNIX_EPOCH, DateTime::UNIX_EPOCH);
             let job = JobId(Uuid::nil());
-            let result = ended(Uuid::nil(), job, times, Duration::from_secs(9), end);
+            let result = ended(Uuid::nil(), job, times, (Duration::from_secs(9), None), end);
             let found = (result.status, result.exit_code, result.error.map(|error| error.kind));
             assert_eq!(found, (status, code, kind));
         };

@@ -32,6 +32,7 @@ use super::spawn::{Launch, Launched, Spawner};
 use super::{Enforcement, Exit, SandboxDriver, SandboxError, SandboxHandle, SandboxSpec, probe};
 use crate::ids::JobId;
 use crate::worker::config::{BASE_IMAGE, ConfigError, WorkerConfig};
+use crate::worker::wire::NetworkPolicy;
 
 /// Host users for sandboxes when nothing is configured: a range that neither Debian nor systemd uses.
 const UID_RANGE: std::ops::RangeInclusive<u32> = 60_706..=61_183;
@@ -126,7 +127,7 @@ impl Bubblewrap {
             command: inner_command(plan, &spec),
             ..Launch::default()
         };
-        isolation(&mut launch.options);
+        isolation(&mut launch.options, spec.network);
         for entry in self.root_of(&spec.image)? {
             add_entry(&mut launch, entry);
         }
@@ -234,9 +235,12 @@ fn words(words: &[&str]) -> Vec<String> {
     words.iter().map(ToString::to_string).collect()
 }
 
-fn isolation(options: &mut Vec<String>) {
+fn isolation(options: &mut Vec<String>, network: NetworkPolicy) {
     let id = JOB_UID.to_string();
-    options.extend(words(&["--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc"]));
+    options.extend(words(&["--unshare-user", "--unshare-pid", "--unshare-ipc"]));
+    match network {
+        NetworkPolicy::None | NetworkPolicy::Restricted => options.push("--unshare-net".to_owned()),
+    }
     options.extend(words(&["--unshare-uts", "--unshare-cgroup", "--disable-userns"]));
     options.extend(words(&["--uid", &id, "--gid", &id, "--hostname", "sandbox"]));
     options.extend(words(&["--die-with-parent", "--new-session", "--cap-drop", "ALL"]));

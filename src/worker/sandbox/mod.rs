@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::ids::JobId;
+use crate::worker::wire::NetworkPolicy;
 
 pub use output::Captured;
 
@@ -35,6 +36,7 @@ pub struct SandboxSpec {
     pub env: BTreeMap<String, String>,
     pub stdin: Option<String>,
     pub mounts: Vec<String>,
+    pub network: NetworkPolicy,
     pub limits: SandboxLimits,
 }
 

@@ -17,6 +17,7 @@ use super::{
 };
 use crate::ids::JobId;
 use crate::worker::config::BASE_IMAGE;
+use crate::worker::wire::NetworkPolicy;
 
 /// How long one trial may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -220,6 +221,7 @@ async fn trial(
         env: BTreeMap::new(),
         stdin: None,
         mounts: Vec::new(),
+        network: NetworkPolicy::None,
         limits,
     };
     let mut handle = driver.launch(plan, spec).await?;

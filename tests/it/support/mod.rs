@@ -18,6 +18,8 @@ use cynai::graph::compile::{NoNodes, compile_stored};
 use cynai::graph::model::Graph;
 use cynai::services::catalog::GraphCatalog;
 use cynai::services::{ServiceLimits, Services};
+use cynai::tls::accept::Acceptor;
+use cynai::tls::trust::Trust;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use sqlx::PgPool;
@@ -58,6 +60,8 @@ pub struct Options {
     pub gateway: GatewayConfig,
     pub limits: ServiceLimits,
     pub checks: Vec<ReadyCheck>,
+    /// Served over TLS, and the certificate that the test's client accepts.
+    pub tls: Option<(Acceptor, String)>,
 }
 
 impl TestSystem {
@@ -76,13 +80,22 @@ impl TestSystem {
         services.bootstrap_admin(&file).await.unwrap();
         let token = std::fs::read_to_string(&file).unwrap().trim().to_owned();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let base = format!("http://{}", listener.local_addr().unwrap());
+        let scheme = if options.tls.is_some() { "https" } else { "http" };
+        let base = format!("{scheme}://{}", listener.local_addr().unwrap());
         let gateway = Gateway::new(services.clone(), options.gateway, options.checks);
         let stop = CancellationToken::new();
         let mut server = JoinSet::new();
         let stopped = stop.clone().cancelled_owned();
-        server.spawn(async move { serve::serve(listener, gateway, stopped).await.unwrap() });
-        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        let mut http = reqwest::Client::builder().no_proxy();
+        let acceptor = options.tls.map(|(acceptor, pem)| {
+            let trust = Trust::exactly(&pem).unwrap().client_config().unwrap();
+            http = std::mem::take(&mut http).tls_backend_preconfigured(trust);
+            acceptor
+        });
+        server.spawn(
+            async move { serve::serve(listener, gateway, acceptor, stopped).await.unwrap() },
+        );
+        let http = http.build().unwrap();
         Self { pool, services, clock, token, base, http, stop, server, _folder: folder }
     }
 
