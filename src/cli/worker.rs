@@ -49,6 +49,7 @@ enum Action {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  cynai worker leave --config /etc/cynai/worker.yaml")]
 struct LeaveArgs {
     /// The worker's startup file.
     #[arg(long, value_name = "FILE")]
