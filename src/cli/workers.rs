@@ -207,7 +207,8 @@ async fn list(
         worker["labels"] =
             labels.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(",").into();
     }
-    show::table(&columns, &all, "no workers; `cynai workers key` makes the key that registers one");
+    let none = "no worker machines have registered (a server's own worker is not listed): `cynai workers key` makes the key for it";
+    show::table(&columns, &all, none);
     Ok(())
 }
 
