@@ -360,6 +360,7 @@ class Bench:
     def w7(self) -> None:
         """Memory and start; then the same with many parked runs."""
         noise = measure.wait_quiet()
+        self.server.arguments = []  # Endpoints and tools that are configured take memory of their own.
         emit("W7", "start_to_ready", 1000 * self.restart(), "ms", noise=noise)
         self.spread("chain", {"n": 0}, 1, 1, {"n": STEPS})
         time.sleep(SETTLE_S)

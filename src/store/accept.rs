@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use chrono::{DateTime, Utc};
 use serde_json::Value;
 use sqlx::{PgConnection, PgPool};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
 use super::intake::Life;
@@ -83,9 +83,30 @@ pub struct Accepter(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     pool: PgPool,
-    slots: Semaphore,
-    waiting: Mutex<Vec<(FreshRun, Answer)>>,
+    state: Mutex<State>,
     writers: TaskTracker,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    waiting: Vec<(FreshRun, Answer)>,
+    /// Tasks that write what waits, at most [`SLOTS`]. One for each run would be as many as were ever accepted while
+    /// there was always something to write.
+    writing: u32,
+}
+
+/// A task that writes; when it panics, the next run begins another.
+struct Writing<'a> {
+    inner: &'a Inner,
+    ended: bool,
+}
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.inner.lock().writing -= 1;
+        }
+    }
 }
 
 impl Accepter {
@@ -95,8 +116,7 @@ impl Accepter {
         let options = pool.connect_options().as_ref().clone();
         Self(Arc::new(Inner {
             pool: super::connect::lane(options, SLOTS),
-            slots: Semaphore::new(SLOTS as usize),
-            waiting: Mutex::default(),
+            state: Mutex::default(),
             writers: TaskTracker::new(),
         }))
     }
@@ -107,26 +127,48 @@ impl Accepter {
     /// The database's. Where it could not be reached, the run may be stored all the same.
     pub async fn accept(&self, run: FreshRun) -> Result<DateTime<Utc>, StoreError> {
         let (sender, receiver) = oneshot::channel();
-        self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner).push((run, sender));
-        let inner = Arc::clone(&self.0);
-        // A task of its own: a client that goes away takes nobody else's run with it.
-        self.0.writers.spawn(async move { inner.write_waiting().await });
+        let begins = {
+            let mut state = self.0.lock();
+            state.waiting.push((run, sender));
+            let begins = state.writing < SLOTS;
+            state.writing += u32::from(begins);
+            begins
+        };
+        if begins {
+            let inner = Arc::clone(&self.0);
+            // A task of its own: a client that goes away takes nobody else's run with it.
+            self.0.writers.spawn(async move { inner.write_waiting().await });
+        }
         receiver.await.unwrap_or(Err(StoreError::Database(sqlx::Error::WorkerCrashed)))
     }
 }
 
 impl Inner {
-    /// Stores what waits; nothing, when another task took it along.
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Stores what waits, until nothing does.
     async fn write_waiting(&self) {
-        let Ok(_slot) = self.slots.acquire().await else { return };
-        let (runs, answers): (Vec<FreshRun>, Vec<Answer>) = {
-            let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-            let count = batch_len(&waiting);
-            waiting.drain(..count).unzip()
-        };
-        if runs.is_empty() {
-            return;
+        let mut writing = Writing { inner: self, ended: false };
+        loop {
+            let batch: Vec<(FreshRun, Answer)> = {
+                let mut state = self.lock();
+                let count = batch_len(&state.waiting);
+                if count == 0 {
+                    // Under the lock that finds nothing: who comes after it begins a writer.
+                    state.writing -= 1;
+                    writing.ended = true;
+                    return;
+                }
+                state.waiting.drain(..count).collect()
+            };
+            self.write_batch(batch).await;
         }
+    }
+
+    async fn write_batch(&self, batch: Vec<(FreshRun, Answer)>) {
+        let (runs, answers): (Vec<FreshRun>, Vec<Answer>) = batch.into_iter().unzip();
         match self.write(&runs).await {
             Ok(at) => answers.into_iter().for_each(|answer| drop(answer.send(Ok(at)))),
             Err(err) if runs.len() == 1 || err.is_unavailable() => {
