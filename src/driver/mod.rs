@@ -367,7 +367,8 @@ impl Driver {
                     rounds.claim |= full;
                 }
                 () = self.intake.wait() => {}
-                () = self.shared.signals.wait_driver() => swept = None,
+                // The next sweep finds out whether it stays.
+                () = self.shared.signals.wait_driver() => alone = false,
                 run = ended.recv() => self.heard_end(epoch, run).await,
                 () = self.shared.signals.wait_queued(), if !more => rounds.claim = true,
                 // A run was parked until a time, or a suspect has proved harmless.
