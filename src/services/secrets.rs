@@ -1,7 +1,8 @@
 //! Secrets: set, listed, deleted and rotated by administrators; read by nobody but this process, for a call
 //! that needs one.
 //!
-//! **Invariant:** no operation that a client can ask for answers a value.
+//! **Invariant:** no operation that a user can ask for answers a value. Worker machines are told their own token, and the
+//! secrets that were made for them (`fleet::policy`).
 //! **Invariant:** a server without the right master key serves everything else.
 
 use std::sync::Arc;
