@@ -220,7 +220,7 @@ async fn list_workers(
     let request = ListWorkers {
         status: params.get("status").map(str::to_owned),
         labels: params.all("label"),
-        after: params.get("after").map(str::to_owned),
+        after: params.get("after").filter(|after| !after.is_empty()).map(str::to_owned),
         limit: params.number("limit", 100)?,
     };
     Ok(Json(gateway.services().list_workers(&actor, &request).await?))

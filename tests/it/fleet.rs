@@ -182,6 +182,8 @@ async fn a_worker_registers_is_configured_and_becomes_active(pool: PgPool) {
     assert_eq!(listed.as_array().unwrap().len(), 1);
     assert_eq!(fleet.system.get("/v1/nodes?label=us").await.expect(200), json!([]));
     assert_eq!(fleet.system.get("/v1/nodes?after=build-1").await.expect(200), json!([]));
+    let first = fleet.system.get("/v1/nodes?limit=1000&after=").await.expect(200);
+    assert_eq!(first.as_array().unwrap().len(), 1);
     fleet.system.get("/v1/nodes?status=asleep").await.expect_error(422, "invalid");
 }
 

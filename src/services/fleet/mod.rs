@@ -236,8 +236,11 @@ impl Services {
             let known = statuses.join(", ");
             return Err(ServiceError::invalid_at("/status", format!("`status` is one of {known}")));
         }
-        for text in request.labels.iter().chain(&request.after) {
-            super::checks::text("label", text, 128)?;
+        for label in &request.labels {
+            super::checks::text("label", label, 128)?;
+        }
+        if let Some(after) = &request.after {
+            super::checks::text("after", after, 128)?;
         }
         let filter = WorkerFilter {
             status: request.status.as_deref(),
